@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! dax_dmem: guest memory without `struct page` on the device-dax bus.
+//!
+//! Wiring only. The way of a page fault: `ffi/vma.rs`, `fault.rs`, `mm/dmem/leaf.rs`,
+//! `mm/dmem/insert.rs`. The life of a device: `ffi/bus.rs`, `device.rs`, `registry.rs`. The way of
+//! an mmap: `ffi/char_device.rs`, `mmap.rs`, `mm/dmem/congruence.rs`.
+
+use kernel::prelude::*;
+
+mod device;
+mod error;
+mod fault;
+mod ffi;
+mod mmap;
+mod registry;
+
+#[path = "../../../mm/dmem/insert.rs"]
+mod insert;
+// Shared with the operator's tool, which uses the parts the driver does not.
+#[allow(dead_code, unreachable_pub, unused_imports)]
+#[path = "../../../mm/dmem/plan.rs"]
+mod plan;
+
+module! {
+    type: DaxDmem,
+    name: "dax_dmem",
+    authors: ["The daxdmem authors"],
+    description: "DMEM DAX: guest memory without struct page",
+    license: "GPL",
+}
+
+/// The loaded module.
+#[pin_data]
+struct DaxDmem {
+    /// Dropped at unload, when no file is open: unbinds what is still bound.
+    #[pin]
+    driver: ffi::bus::Registration,
+    /// Dropped after the driver, which uses it to the last.
+    _devices: ffi::devices::Devices,
+}
+
+impl kernel::InPlaceModule for DaxDmem {
+    fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        let devices = ffi::devices::Devices::new();
+        let layouts = if ffi::layout::agrees() {
+            Ok(())
+        } else {
+            pr_err!(
+                "structures are laid out differently in Rust and in C; rebuild for this kernel\n"
+            );
+            Err(ENOEXEC)
+        };
+        try_pin_init!(Self {
+            _: { layouts? },
+            driver <- ffi::bus::Registration::new(),
+            _devices: devices,
+        })
+    }
+}

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: GPL-2.0
+#include <linux/cdev.h>
+#include <linux/dax.h>
+#include <linux/device.h>
+#include <linux/fs.h>
+#include <linux/kref.h>
+#include <linux/mm.h>
+#include <linux/mmzone.h>
+#include <linux/pagemap.h>
+#include <linux/pgalloc.h>
+#include <linux/pgtable.h>
+#include <linux/printk.h>
+#include <linux/range.h>
+#include <linux/sched.h>
+
+#include "dax-private.h"
+#include "bus.h"
+#include "helpers.h"
+
+spinlock_t *dmem_pud_lock(struct mm_struct *mm, pud_t *pud)
+{
+	return pud_lock(mm, pud);
+}
+
+spinlock_t *dmem_pmd_lock(struct mm_struct *mm, pmd_t *pmd)
+{
+	return pmd_lock(mm, pmd);
+}
+
+spinlock_t *dmem_pte_lock(struct mm_struct *mm, pmd_t *pmd)
+{
+	spinlock_t *ptl = pte_lockptr(mm, pmd);
+
+	spin_lock(ptl);
+	return ptl;
+}
+
+void dmem_unlock(spinlock_t *ptl)
+{
+	spin_unlock(ptl);
+}
+
+/*
+ * A leaf is installed young, and dirty and writable where the VMA is writable:
+ * nothing tracks dirtiness of memory without pages, so a later write must not
+ * have to come back for it.
+ */
+pud_t dmem_special_pud(unsigned long pfn, pgprot_t prot, bool writable)
+{
+	pud_t pud = pud_mkyoung(pud_mkspecial(pud_mkhuge(pfn_pud(pfn, prot))));
+
+	return writable ? pud_mkwrite(pud_mkdirty(pud)) : pud;
+}
+
+pmd_t dmem_special_pmd(unsigned long pfn, pgprot_t prot, bool writable)
+{
+	pmd_t pmd = pmd_mkyoung(pmd_mkspecial(pmd_mkhuge(pfn_pmd(pfn, prot))));
+
+	return writable ? pmd_mkwrite_novma(pmd_mkdirty(pmd)) : pmd;
+}
+
+pte_t dmem_special_pte(unsigned long pfn, pgprot_t prot, bool writable)
+{
+	pte_t pte = pte_mkyoung(pte_mkspecial(pfn_pte(pfn, prot)));
+
+	return writable ? pte_mkwrite_novma(pte_mkdirty(pte)) : pte;
+}
+
+bool dmem_pud_none(pud_t pud)
+{
+	return pud_none(pud);
+}
+
+bool dmem_pmd_none(pmd_t pmd)
+{
+	return pmd_none(pmd);
+}
+
+bool dmem_pte_none(pte_t pte)
+{
+	return pte_none(pte);
+}
+
+bool dmem_pud_leaf(pud_t pud)
+{
+	return pud_leaf(pud);
+}
+
+bool dmem_pmd_leaf(pmd_t pmd)
+{
+	return pmd_leaf(pmd);
+}
+
+unsigned long dmem_pud_pfn(pud_t pud)
+{
+	return pud_pfn(pud);
+}
+
+unsigned long dmem_pmd_pfn(pmd_t pmd)
+{
+	return pmd_pfn(pmd);
+}
+
+void dmem_set_pud(struct vm_area_struct *vma, unsigned long addr, pud_t *pudp,
+		  pud_t pud)
+{
+	set_pud_at(vma->vm_mm, addr, pudp, pud);
+	update_mmu_cache_pud(vma, addr, pudp);
+}
+
+void dmem_set_pmd(struct vm_area_struct *vma, unsigned long addr, pmd_t *pmdp,
+		  pmd_t pmd)
+{
+	set_pmd_at(vma->vm_mm, addr, pmdp, pmd);
+	update_mmu_cache_pmd(vma, addr, pmdp);
+}
+
+void dmem_set_pte(struct vm_area_struct *vma, unsigned long addr, pte_t *ptep,
+		  pte_t pte)
+{
+	set_pte_at(vma->vm_mm, addr, ptep, pte);
+	update_mmu_cache(vma, addr, ptep);
+}
+
+/* mm/memory.c:pmd_install() is not exported; this is its body. */
+void dmem_populate_pmd(struct mm_struct *mm, pmd_t *pmd, pgtable_t table)
+{
+	mm_inc_nr_ptes(mm);
+	/* Order initialisation of the table before it becomes reachable. */
+	smp_wmb();
+	pmd_populate(mm, pmd, table);
+}
+
+pte_t *dmem_pte_of(pmd_t *pmd, unsigned long addr)
+{
+	return pte_offset_kernel(pmd, addr);
+}
+
+/* The PUD entry that covers @addr, or NULL where no such table exists. */
+pud_t *dmem_pud_of(struct mm_struct *mm, unsigned long addr)
+{
+	pgd_t *pgd = pgd_offset(mm, addr);
+	p4d_t *p4d;
+
+	if (pgd_none(*pgd) || pgd_bad(*pgd))
+		return NULL;
+	p4d = p4d_offset(pgd, addr);
+	if (p4d_none(*p4d) || p4d_bad(*p4d))
+		return NULL;
+	return pud_offset(p4d, addr);
+}
+
+bool dmem_desc_is_shared(const struct vm_area_desc *desc)
+{
+	return vma_flags_test_any(&desc->vma_flags, VMA_MAYSHARE_BIT);
+}
+
+void dmem_desc_set_pageless(struct vm_area_desc *desc)
+{
+	vma_desc_set_flags(desc, VMA_PFNMAP_BIT, VMA_DONTEXPAND_BIT,
+			   VMA_DONTDUMP_BIT);
+}
+
+void dmem_vma_start_write(struct vm_area_struct *vma)
+{
+	vma_start_write(vma);
+}
+
+/*
+ * Whether the VMA that vm_ops->open() is called for is the destination of an
+ * mremap() rather than a part of a split or a copy for a child: only then
+ * nothing is mapped at its place in the caller's own address space.
+ */
+bool dmem_vma_is_moving(const struct vm_area_struct *vma)
+{
+	struct vm_area_struct *there;
+
+	if (vma->vm_mm != current->mm)
+		return false;
+	there = find_vma(current->mm, vma->vm_start);
+	return !there || there->vm_start > vma->vm_start;
+}
+
+void dmem_file_set_mapping(struct file *file, struct inode *inode)
+{
+	file->f_mapping = inode->i_mapping;
+	file->f_wb_err = filemap_sample_wb_err(file->f_mapping);
+}
+
+/*
+ * The cdev that device_dax embeds in the dax inode lives as long as a file of
+ * an earlier binding is open; until then chrdev_open() may lead new openers
+ * to it instead of to this driver.
+ */
+bool dmem_embedded_cdev_is_held(const struct inode *dax_inode)
+{
+	return kref_read(&dax_inode->i_cdev->kobj.kref) != 0;
+}
+
+void dmem_notice_refused_mmap(const char *device, const char *why,
+			      unsigned long pgoff, unsigned long pages)
+{
+	pr_info_ratelimited("dax_dmem: %s: %s[%d]: mmap of %lu pages at page %lu refused: %s\n",
+			    device, current->comm, task_pid_nr(current), pages,
+			    pgoff, why);
+}
+
+/*
+ * Finds the first pfn in [@start, @start + @nr) that has a struct page. The
+ * memory map comes and goes in subsections, so one look at each is exact.
+ */
+bool dmem_first_valid_pfn(unsigned long start, unsigned long nr,
+			  unsigned long *pfn)
+{
+	unsigned long end = start + nr;
+	unsigned long next;
+
+	for (; start < end; start = next) {
+		unsigned long section = pfn_to_section_nr(start);
+
+		next = section_nr_to_pfn(section + 1);
+		if (section < NR_MEM_SECTIONS &&
+		    valid_section(__nr_to_section(section))) {
+			next = ALIGN(start + 1, PAGES_PER_SUBSECTION);
+			if (pfn_valid(start)) {
+				*pfn = start;
+				return true;
+			}
+		}
+	}
+	return false;
+}
+
+const struct dmem_layout dmem_layout = {
+	.dev_dax_size = sizeof(struct dev_dax),
+	.dev_dax_dev = offsetof(struct dev_dax, dev),
+	.dev_dax_nr_range = offsetof(struct dev_dax, nr_range),
+	.dev_dax_ranges = offsetof(struct dev_dax, ranges),
+	.dev_dax_range_size = sizeof(struct dev_dax_range),
+	.dax_device_driver_size = sizeof(struct dax_device_driver),
+	.dax_device_driver_probe = offsetof(struct dax_device_driver, probe),
+	.vm_fault_size = sizeof(struct vm_fault),
+	.vm_operations_size = sizeof(const struct vm_operations_struct),
+	.file_operations_size = sizeof(const struct file_operations),
+	.vm_area_desc_size = sizeof(struct vm_area_desc),
+	.inode_size = sizeof(struct inode),
+};
