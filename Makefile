@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-2.0
+ifneq ($(KERNELRELEASE),)
+
+# Read by kbuild, with M= at this directory.
+obj-y += drivers/dax/
+
+else
+
+# Read by people. Everything is built and run inside the lab (tests/lab), a
+# Debian trixie root with its own compilers, so this machine needs none. With
+# KDIR= the module is built by this machine's own tools instead.
+
+SANDBOX := tests/lab/sandbox
+LAB     := /var/lib/daxdmem-lab
+CARGO    = $(SANDBOX) cargo
+CRATES  := --locked --manifest-path tools/Cargo.toml
+RUNNER  := $(SANDBOX) $(LAB)/target/release/dmem-runner
+PROGRAMS := tool agent runner
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test module $(PROGRAMS) programs lab lab-update lab-shell lint host-test \
+	vm-test vm-list fuzz-logic clean
+MAKEFLAGS += --no-print-directory
+
+help: ## this list
+	@echo 'daxdmem: guest memory without struct page. Targets (root needed, but for help):'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+	@echo 'Variables:'
+	@echo '  DAXDMEM_CACHE=DIR where the lab is kept (/var/cache/daxdmem)'
+	@echo '  KDIR=DIR          make module: build by this machine against the prepared kernel tree DIR'
+	@echo '  CASES="NAME …"    make vm-test: only these cases'
+	@echo '  FUZZ_SECONDS=N    make fuzz-logic: for so long (60)'
+
+demo: programs module ## boot two guests on page-less memory and report what it costs
+	@$(RUNNER) demo
+
+test: ## everything: checks, host tests, module build, VM cases
+	@tests/lab/run-tests
+
+# ---- the kernel module ------------------------------------------------------
+
+ifeq ($(KDIR),)
+
+module: lab ## build dax_dmem.ko, warnings are errors
+	@$(SANDBOX) make module KDIR=$(LAB)/kernel MO=$(LAB)/module W=e
+
+else
+
+RUSTC  ?= rustc
+MO     ?= $(CURDIR)/build
+# BTF of a module needs the kernel's vmlinux, which no package has. The
+# configuration names the compiler that built the kernel.
+KCC     = $(shell sed -n 's/^CONFIG_CC_VERSION_TEXT="\([^ ]*\) .*/\1/p' $(KDIR)/.config)
+REFUSAL = $(shell drivers/dax/dmem/check-rustc.sh $(KDIR)/.config '$(RUSTC)' 2>&1)
+
+module:
+	$(if $(REFUSAL),$(error $(REFUSAL)))
+	@$(MAKE) -s -C $(KDIR) M=$(CURDIR) MO=$(MO) CC=$(KCC) RUSTC='$(RUSTC)' \
+		CONFIG_DEV_DAX_DMEM=m CONFIG_DEBUG_INFO_BTF_MODULES= modules
+	@cp $(MO)/drivers/dax/dmem/dax_dmem.ko $(MO)/dax_dmem.ko.new
+	@mv $(MO)/dax_dmem.ko.new $(MO)/dax_dmem.ko
+	@echo 'built $(MO)/dax_dmem.ko'
+
+endif
+
+# ---- programs ---------------------------------------------------------------
+
+tool: lab ## build the operator's tool, daxdmem
+	@$(CARGO) build $(CRATES) --release -p daxdmem
+
+# Static: it is /init of an initramfs that holds nothing else.
+agent: lab ## build the program that runs inside the VMs
+	@RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build $(CRATES) --release \
+		--target x86_64-unknown-linux-gnu -p dmem-agent
+
+runner: lab ## build the program that boots the VMs
+	@$(CARGO) build $(CRATES) --release -p dmem-runner
+
+programs: $(PROGRAMS)
+
+# ---- the lab and its tests --------------------------------------------------
+
+lab: ## set up the lab, or what is missing of it
+	@tests/lab/setup
+
+lab-update: ## set up the lab anew from today's archive
+	@tests/lab/setup --update
+
+lab-shell: programs module ## a prompt inside a VM with reserved memory
+	@$(RUNNER) shell
+
+lint: ## formatting, clippy, rustdoc, shellcheck, kernel style
+	@tests/lab/run-tests lint
+
+host-test: ## tests that need no VM
+	@tests/lab/run-tests host
+
+vm-test: ## VM cases
+	@tests/lab/run-tests vm $(CASES)
+
+vm-list: programs ## names of the VM cases and what each shows
+	@$(RUNNER) run --list
+
+fuzz-logic: lab ## coverage-guided fuzzing of the pure logic
+	@$(SANDBOX) mm/dmem/fuzz/run $(FUZZ_SECONDS)
+
+clean: ## drop this checkout's build output; the lab stays
+	@$(SANDBOX) sh -c 'rm -rf $(LAB)/module/* $(LAB)/module/.[!.]* $(LAB)/target/* $(LAB)/run/*'
+
+endif
