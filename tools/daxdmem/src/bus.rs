@@ -1,0 +1,340 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The dax bus at one moment: regions, devices and what is bound to them.
+//!
+//! A [`Bus`] is a copy and does not change: after a change read a new one. Nothing stops another program (daxctl) from
+//! changing the bus between two readings, which is why devices are recognised by their [`Identity`].
+
+use std::fmt;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::{fs, iter};
+
+use dmem_plan::{Extent, PhysAddr};
+use serde::{Deserialize, Serialize};
+
+use crate::daxctl::{self, Context};
+use crate::driver::Driver;
+use crate::name::DeviceName;
+use crate::sysfs;
+
+/// All regions and devices, each in ascending order.
+#[derive(Debug, Default)]
+pub struct Bus {
+    /// The regions.
+    pub regions: Vec<Region>,
+    /// The devices of all regions.
+    pub devices: Vec<Device>,
+}
+
+/// A reserved physical range.
+#[derive(Debug, Clone)]
+pub struct Region {
+    /// X in the names of its devices.
+    pub id: u32,
+    /// Its directory in sysfs.
+    pub path: PathBuf,
+    /// Whether devices can be made in it; a region of persistent memory has one device for good.
+    pub dynamic: bool,
+    /// NUMA node of its memory.
+    pub node: Option<u32>,
+    /// Bytes in it; 0 where the kernel does not say.
+    pub size: u64,
+    /// Bytes that no device has.
+    pub available: u64,
+    /// Its first byte, where some device tells: one without memory does, and devices that fill the region do.
+    pub start: Option<u64>,
+}
+
+/// A device.
+#[derive(Debug, Clone)]
+pub struct Device {
+    /// Its name.
+    pub name: DeviceName,
+    /// Id of its region.
+    pub region: u32,
+    /// Its directory in sysfs.
+    pub path: PathBuf,
+    /// Inode number of that directory. sysfs gives each directory a number that no other has had since boot
+    /// (fs/kernfs/dir.c, `__kernfs_new_node`), so it tells a device from a later one of the same name.
+    pub inode: u64,
+    /// NUMA node of its memory.
+    pub node: Option<u32>,
+    /// Bytes in it.
+    pub size: u64,
+    /// Alignment in bytes.
+    pub align: u64,
+    /// Name of the driver that is bound.
+    pub driver: Option<String>,
+    /// Number of open files, known while dax_dmem is bound.
+    pub openers: Option<u64>,
+    /// Its ranges in order of offset; `None` where the caller may not read them.
+    pub ranges: Option<Vec<Range>>,
+}
+
+/// A piece of physical memory, `len` bytes from `start`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Range {
+    /// First byte.
+    pub start: u64,
+    /// Bytes in it.
+    pub len: u64,
+}
+
+/// What tells a device from every other one, also from one that gets its name later.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Its name.
+    pub device: DeviceName,
+    /// See [`Device::inode`].
+    pub inode: u64,
+    /// Directory of its region in sysfs.
+    pub region: PathBuf,
+}
+
+impl Range {
+    /// Last byte.
+    pub fn last(self) -> u64 {
+        self.start.saturating_add(self.len.saturating_sub(1))
+    }
+
+    /// Whether the two have a byte in common.
+    pub fn overlaps(self, other: Range) -> bool {
+        self.start <= other.last() && other.start <= self.last()
+    }
+}
+
+impl fmt::Display for Range {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}-{:#x}", self.start, self.last())
+    }
+}
+
+impl From<Extent> for Range {
+    fn from(extent: Extent) -> Range {
+        Range {
+            start: extent.start.raw(),
+            len: extent.len,
+        }
+    }
+}
+
+impl From<Range> for Extent {
+    fn from(range: Range) -> Extent {
+        Extent {
+            start: PhysAddr::from_raw(range.start),
+            len: range.len,
+        }
+    }
+}
+
+impl Bus {
+    /// Reads the bus. A host without any dax device has an empty one.
+    pub fn read() -> io::Result<Bus> {
+        let context = Context::new()?;
+        let mut bus = Bus::default();
+        for region in context.regions() {
+            let Some(id) = region.id() else { continue };
+            let path = region.path();
+            let before = bus.devices.len();
+            bus.devices.extend(
+                region
+                    .devices()
+                    .filter_map(|device| Device::read(device, id, &path)),
+            );
+            let devices = bus.devices.get(before..).unwrap_or_default();
+            bus.regions.push(Region {
+                id,
+                dynamic: path.join("dax_region/create").exists(),
+                node: devices.iter().find_map(|device| device.node),
+                size: region.size().unwrap_or(0),
+                available: region.available(),
+                start: start(region.size().unwrap_or(0), devices),
+                path,
+            });
+        }
+        bus.regions.sort_by_key(|region| region.id);
+        bus.devices.sort_by_key(|device| device.name);
+        Ok(bus)
+    }
+
+    /// The region of this id.
+    pub fn region(&self, id: u32) -> Option<&Region> {
+        self.regions.iter().find(|region| region.id == id)
+    }
+
+    /// The device of this name.
+    pub fn device(&self, name: DeviceName) -> Option<&Device> {
+        self.devices.iter().find(|device| device.name == name)
+    }
+
+    /// The device, if it is still the same one.
+    pub fn same(&self, identity: &Identity) -> Option<&Device> {
+        self.device(identity.device)
+            .filter(|device| device.identity() == *identity)
+    }
+
+    /// The devices of a region.
+    pub fn devices_of(&self, region: u32) -> impl Iterator<Item = &Device> {
+        self.devices
+            .iter()
+            .filter(move |device| device.region == region)
+    }
+}
+
+/// First byte of a region: a device without ranges shows it as its `resource` (drivers/dax/bus.c, `resource_show`);
+/// and where the devices' ranges span as much as the region, the lowest one starts it.
+fn start(size: u64, devices: &[Device]) -> Option<u64> {
+    let empty = devices.iter().find(|device| device.size == 0);
+    if let Some(start) = empty.and_then(|device| sysfs::address(&device.path.join("resource"))) {
+        return Some(start);
+    }
+    let ranges = || {
+        devices
+            .iter()
+            .flat_map(|device| device.ranges.as_deref().unwrap_or_default())
+    };
+    let first = ranges().map(|range| range.start).min()?;
+    let last = ranges().map(|range| range.last()).max()?;
+    (last - first == size.checked_sub(1)?).then_some(first)
+}
+
+impl Device {
+    /// `None` when it is gone before all is read.
+    fn read(raw: daxctl::Device<'_>, region: u32, region_path: &Path) -> Option<Device> {
+        let name: DeviceName = raw.name().parse().ok()?;
+        let path = region_path.join(name.to_string());
+        let inode = fs::metadata(&path).ok()?.ino();
+        let driver = sysfs::link_name(&path.join("driver"));
+        Some(Device {
+            name,
+            region,
+            inode,
+            node: raw
+                .target_node()
+                .or_else(|| sysfs::number(&path.join("numa_node"))),
+            size: raw.size(),
+            align: raw.align(),
+            openers: Driver::openers(&path),
+            ranges: ranges(raw),
+            driver,
+            path,
+        })
+    }
+
+    /// What to recognise it by.
+    pub fn identity(&self) -> Identity {
+        let region = self
+            .path
+            .parent()
+            .map(Path::to_path_buf)
+            .unwrap_or_default();
+        Identity {
+            device: self.name,
+            inode: self.inode,
+            region,
+        }
+    }
+
+    /// Whether dax_dmem is bound.
+    pub fn is_page_less(&self) -> bool {
+        self.driver.as_deref() == Some(Driver::NAME)
+    }
+
+    /// Whether it has no memory. Then it has no driver either: probing fails, and a bound device keeps its memory
+    /// (drivers/dax/bus.c, `dax_bus_probe`, `dev_dax_resize`). [`Device::driver`] can show one that is just failing.
+    pub fn is_vacant(&self) -> bool {
+        self.size == 0
+    }
+
+    /// Its node in /dev.
+    pub fn node_path(&self) -> PathBuf {
+        Path::new("/dev").join(self.name.to_string())
+    }
+}
+
+/// The ranges in order of offset; `None` when the size says that there are some and none can be read.
+fn ranges(device: daxctl::Device<'_>) -> Option<Vec<Range>> {
+    let mut mappings: Vec<_> = device.mappings().collect();
+    mappings.sort_by_key(|mapping| mapping.page_offset);
+    let range = |mapping: daxctl::Mapping| {
+        Some(Range {
+            start: mapping.start,
+            len: mapping.last.checked_sub(mapping.start)?.checked_add(1)?,
+        })
+    };
+    let ranges: Vec<Range> = mappings.into_iter().map(range).collect::<Option<_>>()?;
+    let sum = ranges
+        .iter()
+        .fold(0u64, |sum, range| sum.saturating_add(range.len));
+    (sum == device.size()).then_some(ranges)
+}
+
+/// Ranges as people read them.
+pub fn ranges_text(ranges: &[Range]) -> String {
+    let texts: Vec<String> = ranges.iter().map(ToString::to_string).collect();
+    if texts.is_empty() {
+        return "none".to_owned();
+    }
+    texts.join(", ")
+}
+
+/// Number of 1 GiB leaves that a device of these ranges can have when its mapping starts on a 1 GiB boundary, which is
+/// what QEMU's `align=1G` gives it.
+pub fn gib_leaves(ranges: &[Range]) -> u64 {
+    const GIB: u64 = dmem_plan::Leaf::Pud.size();
+    let offsets = iter::once(0).chain(ranges.iter().scan(0u64, |sum, range| {
+        *sum = sum.saturating_add(range.len);
+        Some(*sum)
+    }));
+    let leaves = ranges
+        .iter()
+        .zip(offsets)
+        .filter(|(range, offset)| range.start % GIB == offset % GIB);
+    leaves
+        .map(|(range, _)| {
+            let end = range.start.saturating_add(range.len);
+            (end / GIB).saturating_sub(range.start.div_ceil(GIB))
+        })
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn range(start: u64, len: u64) -> Range {
+        Range { start, len }
+    }
+
+    #[test]
+    fn ranges_overlap_by_a_byte() {
+        assert!(range(0, 10).overlaps(range(9, 1)));
+        assert!(!range(0, 10).overlaps(range(10, 1)));
+        assert!(range(5, 1).overlaps(range(0, 10)));
+        assert_eq!(range(0x1000, 0x1000).to_string(), "0x1000-0x1fff");
+        assert_eq!(ranges_text(&[range(0, 1), range(2, 1)]), "0x0-0x0, 0x2-0x2");
+        assert_eq!(ranges_text(&[]), "none");
+    }
+
+    #[test]
+    fn gib_leaves_need_equal_places_in_a_gib() {
+        assert_eq!(gib_leaves(&[range(4 * GIB, 2 * GIB)]), 2);
+        assert_eq!(gib_leaves(&[range(4 * GIB + GIB / 2, 2 * GIB)]), 0);
+        assert_eq!(
+            gib_leaves(&[
+                range(4 * GIB, GIB + GIB / 2),
+                range(7 * GIB + GIB / 2, GIB + GIB / 2)
+            ]),
+            2
+        );
+        assert_eq!(
+            gib_leaves(&[range(4 * GIB, GIB / 2), range(8 * GIB, GIB)]),
+            0
+        );
+        assert_eq!(gib_leaves(&[]), 0);
+    }
+}

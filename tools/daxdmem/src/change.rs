@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Single changes to devices. Each is done on the device of a given identity or not at all, and read back.
+//!
+//! Between looking at a device and writing to it another program may act; the kernel offers no lock against that. So
+//! the writes are such that they do no harm to a device in use (the kernel refuses to resize or delete a bound one),
+//! and what came out is compared with what was wanted.
+
+use std::io;
+use std::path::Path;
+
+use crate::bus::{ranges_text, Bus, Device, Identity, Range};
+use crate::daxctl::{self, Context};
+use crate::driver::Driver;
+use crate::error::{Error, Result};
+
+/// How often a device is taken back from device_dax before giving up.
+const ATTEMPTS: u32 = 20;
+
+/// What the kernel answers when a device to be unbound is not bound.
+const ENODEV: i32 = 19;
+
+/// Adds a device without memory to the region. `known` are the inode numbers of those that were there before.
+pub fn add(region: &Path, known: &[u64]) -> Result<Device> {
+    let what = || format!("cannot add a device to the region {}", region.display());
+    let context = Context::new().map_err(Error::kernel(what()))?;
+    let found = context
+        .regions()
+        .find(|candidate| candidate.path() == region);
+    let found = found.ok_or_else(|| Error::kernel(what())(io::ErrorKind::NotFound.into()))?;
+    found.create_device().map_err(Error::kernel(what()))?;
+    newcomer(&read()?, region, known)
+        .ok_or_else(|| Error::kernel(what())(io::Error::other("there is no new device")))
+}
+
+/// The device without memory that is not among the known ones. Should another program have added one as well, the
+/// youngest is not necessarily ours, but they are alike until one of us gives its device memory.
+pub fn newcomer(bus: &Bus, region: &Path, known: &[u64]) -> Option<Device> {
+    let devices = bus
+        .devices
+        .iter()
+        .filter(|device| device.path.parent() == Some(region));
+    let new = devices.filter(|device| device.is_vacant() && !known.contains(&device.inode));
+    // Numbers of sysfs directories grow.
+    new.max_by_key(|device| device.inode).cloned()
+}
+
+/// Sets the alignment, in bytes.
+pub fn set_align(identity: &Identity, align: u64) -> Result<()> {
+    let device = same(identity)?;
+    if device.align == align {
+        return Ok(());
+    }
+    let what = format!("cannot set the alignment of {} to {align}", identity.device);
+    on(identity, &what, |raw| raw.set_align(align))?;
+    match same(identity)?.align {
+        found if found == align => Ok(()),
+        found => Err(disturbed(
+            identity,
+            format!("its alignment is {found} instead of {align}"),
+        )),
+    }
+}
+
+/// Adds a range behind those it has.
+pub fn add_range(identity: &Identity, before: &[Range], range: Range) -> Result<()> {
+    let what = format!("cannot give {range} to {}", identity.device);
+    on(identity, &what, |raw| {
+        raw.add_mapping(range.start, range.last())
+    })?;
+    let wanted: Vec<Range> = before.iter().copied().chain([range]).collect();
+    expect_ranges(identity, &wanted)
+}
+
+/// Whether the device has these ranges and no others.
+pub fn expect_ranges(identity: &Identity, wanted: &[Range]) -> Result<()> {
+    match same(identity)?.ranges {
+        Some(found) if found == wanted => Ok(()),
+        found => {
+            let found = ranges_text(&found.unwrap_or_default());
+            Err(disturbed(
+                identity,
+                format!("its ranges are {found} instead of {}", ranges_text(wanted)),
+            ))
+        }
+    }
+}
+
+/// Takes it away from its driver, and gives all its ranges back to the region.
+///
+/// device_dax takes every device that is unbound and has memory whenever any device is handed to it
+/// (drivers/dax/bus.c, `do_id_store`), so it may come in between; then it is taken away from there and tried again.
+pub fn release(identity: &Identity) -> Result<()> {
+    let what = format!(
+        "cannot give the memory of {} back to its region",
+        identity.device
+    );
+    for _ in 0..ATTEMPTS {
+        // Made first, so that little time passes between unbinding and resizing.
+        let context = Context::new().map_err(Error::kernel(&what))?;
+        let device = same(identity)?;
+        let found = context.find(&identity.device.to_string());
+        let (_, raw) = found.ok_or_else(|| disturbed(identity, "it is gone".to_owned()))?;
+        if device.is_vacant() {
+            return Ok(());
+        }
+        if let Some(driver) = &device.driver {
+            take_away(&device, driver)?;
+        }
+        let resized = raw.set_size(0);
+        let now = same(identity)?;
+        match (resized, &now.driver) {
+            (Ok(()), _) if now.is_vacant() => return Ok(()),
+            (Err(error), None) => return Err(Error::kernel(&what)(error)),
+            (Ok(()), None) => {
+                return Err(disturbed(
+                    identity,
+                    format!("it still has {} bytes", now.size),
+                ))
+            }
+            (_, Some(_)) => {}
+        }
+    }
+    Err(disturbed(
+        identity,
+        "device_dax takes it again and again".to_owned(),
+    ))
+}
+
+/// Deletes it, once it has no memory and no driver.
+pub fn delete(identity: &Identity) -> Result<()> {
+    let what = format!("cannot delete {}", identity.device);
+    let context = Context::new().map_err(Error::kernel(&what))?;
+    same(identity)?;
+    if let Some((region, device)) = context.find(&identity.device.to_string()) {
+        region
+            .destroy_device(device)
+            .map_err(Error::kernel(&what))?;
+    }
+    match read()?.same(identity) {
+        None => Ok(()),
+        Some(_) => Err(disturbed(identity, "it is still there".to_owned())),
+    }
+}
+
+/// Binds it to dax_dmem, and leaves no name behind in the driver's list.
+///
+/// Should device_dax come first (see [`release`]), the device is taken away from there and tried again.
+pub fn bind(identity: &Identity) -> Result<()> {
+    let name = identity.device;
+    let mut now = same(identity)?;
+    for _ in 0..ATTEMPTS {
+        if let Some(driver) = &now.driver {
+            take_away(&now, driver)?;
+        }
+        let added = Driver::add_id(name);
+        let looked = same(identity);
+        let removed = Driver::remove_id(name);
+        added.map_err(Error::kernel(format!("cannot hand {name} to dax_dmem")))?;
+        now = looked?;
+        removed.map_err(Error::kernel(format!(
+            "cannot take {name} out of the list of dax_dmem"
+        )))?;
+        match now.driver.as_deref() {
+            Some(Driver::NAME) => return Ok(()),
+            Some("device_dax") => {}
+            Some(driver) => {
+                return Err(Error::Refused {
+                    device: name,
+                    instead: format!(": {driver} has it"),
+                })
+            }
+            None => {
+                return Err(Error::Refused {
+                    device: name,
+                    instead: String::new(),
+                })
+            }
+        }
+    }
+    Err(disturbed(
+        identity,
+        "device_dax takes it again and again".to_owned(),
+    ))
+}
+
+/// Takes it away from its driver, if it has one.
+pub fn unbind(identity: &Identity) -> Result<()> {
+    let device = same(identity)?;
+    let Some(driver) = &device.driver else {
+        return Ok(());
+    };
+    take_away(&device, driver)?;
+    match same(identity)?.driver {
+        None => Ok(()),
+        Some(driver) => Err(disturbed(
+            identity,
+            format!("the driver {driver} has it again"),
+        )),
+    }
+}
+
+/// Unbinds without looking at what comes of it. Only from the drivers that give a device away at once.
+fn take_away(device: &Device, driver: &str) -> Result<()> {
+    if driver != Driver::NAME && driver != "device_dax" {
+        return Err(Error::ForeignDriver {
+            device: device.name,
+            driver: driver.to_owned(),
+        });
+    }
+    // First, so that no moment exists in which the driver would take it back.
+    forget_id(&device.identity())?;
+    let what = format!("cannot take {} away from {driver}", device.name);
+    match Driver::unbind(device.name, driver) {
+        // Somebody else was faster.
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(ENODEV) =>
+        {
+            Ok(())
+        }
+        result => result.map_err(Error::kernel(what)),
+    }
+}
+
+/// Takes the device's name out of the driver's list, if it is there.
+pub fn forget_id(identity: &Identity) -> Result<()> {
+    if !Driver::is_loaded() {
+        return Ok(());
+    }
+    let what = format!(
+        "cannot take {} out of the list of dax_dmem",
+        identity.device
+    );
+    Driver::remove_id(identity.device).map_err(Error::kernel(what))
+}
+
+/// Reads the bus.
+pub fn read() -> Result<Bus> {
+    Bus::read().map_err(Error::kernel("cannot read the dax bus"))
+}
+
+fn same(identity: &Identity) -> Result<Device> {
+    let device = read()?.same(identity).cloned();
+    device.ok_or_else(|| disturbed(identity, "it is gone".to_owned()))
+}
+
+fn disturbed(identity: &Identity, what: String) -> Error {
+    Error::Disturbed {
+        device: identity.device,
+        what,
+    }
+}
+
+fn on(
+    identity: &Identity,
+    what: &str,
+    change: impl FnOnce(daxctl::Device<'_>) -> io::Result<()>,
+) -> Result<()> {
+    let context = Context::new().map_err(Error::kernel(what))?;
+    same(identity)?;
+    let found = context.find(&identity.device.to_string());
+    let (_, raw) = found.ok_or_else(|| disturbed(identity, "it is gone".to_owned()))?;
+    change(raw).map_err(Error::kernel(what))
+}

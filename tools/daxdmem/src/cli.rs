@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The command line.
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::align::Align;
+use crate::name::{GuestName, Target};
+use crate::size::Size;
+
+/// Guest memory without struct page: cuts reserved memory into devices, one for each guest.
+///
+/// A region is memory that was reserved at boot. A device, daxX.Y, is a part of a region; bound to the driver dax_dmem
+/// it is page-less: it costs the host no memory and is mapped with leaves of up to 1 GiB. A guest is the name that a
+/// device is made for; /dev/daxdmem/NAME leads to it.
+#[derive(Debug, Parser)]
+#[command(name = "daxdmem", version, max_term_width = 100, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  refused or failed; the host is as it was
+  2  the command line was not understood
+  3  failed, and something is left behind: the message says what, and who ends it
+
+A command that was interrupted is undone or completed by the next one, which says so.";
+
+const CREATE_EXAMPLES: &str = "\
+Examples:
+  daxdmem create vm1 --size 16G
+  daxdmem create vm2 --size 4610M --node 1
+  daxdmem create vm3 --size 512M --align 4K --region 0";
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show regions and devices
+    ///
+    /// Everybody may look. Physical addresses, and what follows from them, are shown to root only.
+    List(ListArgs),
+    /// Make a page-less device for a guest
+    ///
+    /// The memory comes from one region, in as few pieces as possible, and so that as many 1 GiB leaves as possible
+    /// are to be had. Loads the driver if need be.
+    #[command(after_long_help = CREATE_EXAMPLES)]
+    Create(CreateArgs),
+    /// Unmake a guest's device and give its memory back to the region
+    Destroy(DestroyArgs),
+    /// Make an existing device page-less
+    Bind(BindArgs),
+    /// Take a device away from its driver; its memory and its name stay
+    Unbind(UnbindArgs),
+    /// Print the arguments with which QEMU takes its guest's memory from a device
+    ///
+    /// As in: qemu-system-x86_64 $(daxdmem qemu-args vm1) -accel kvm ...
+    ///
+    /// The guest's memory size is the device's: leave -m out.
+    QemuArgs(QemuArgs),
+}
+
+/// See [`Command::List`].
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Print JSON, in the form that Documentation/daxdmem-json.md describes
+    #[arg(long)]
+    pub json: bool,
+    /// Show physical ranges as well
+    #[arg(short, long, conflicts_with = "json")]
+    pub verbose: bool,
+}
+
+/// See [`Command::Create`].
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    /// The guest's name: up to 63 of a-z, 0-9, '.', '_' and '-'
+    pub name: GuestName,
+    /// Size: bytes, or with K, M, G or T (powers of 1024) behind it
+    #[arg(long)]
+    pub size: Size,
+    /// Unit in which the memory is cut: 4K, 2M or 1G [default: 1G if the size is a multiple of it, else 2M]
+    ///
+    /// With 1G every byte can be mapped by 1 GiB leaves. With 4K and 2M sizes are multiples of 2 MiB, pieces of whole
+    /// GiB are still preferred, and leaves are as large as the pieces allow.
+    #[arg(long)]
+    pub align: Option<Align>,
+    /// Take memory of this NUMA node only
+    #[arg(long)]
+    pub node: Option<u32>,
+    /// Take memory of this region only: X in the names daxX.Y of its devices
+    #[arg(long)]
+    pub region: Option<u32>,
+}
+
+/// See [`Command::Destroy`].
+#[derive(Debug, Args)]
+pub struct DestroyArgs {
+    /// The guest's name
+    pub name: GuestName,
+    /// Take the memory away from programs that use it: they get SIGBUS
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// See [`Command::Bind`].
+#[derive(Debug, Args)]
+pub struct BindArgs {
+    /// The guest's name, or the device's, daxX.Y
+    #[arg(value_name = "NAME|daxX.Y")]
+    pub target: Target,
+}
+
+/// See [`Command::Unbind`].
+#[derive(Debug, Args)]
+pub struct UnbindArgs {
+    /// The guest's name, or the device's, daxX.Y
+    #[arg(value_name = "NAME|daxX.Y")]
+    pub target: Target,
+    /// Take the memory away from programs that use it: they get SIGBUS
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// See [`Command::QemuArgs`].
+#[derive(Debug, Args)]
+pub struct QemuArgs {
+    /// The guest's name, or the device's, daxX.Y
+    #[arg(value_name = "NAME|daxX.Y")]
+    pub target: Target,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_understood() {
+        let cli = Cli::try_parse_from(["daxdmem", "create", "vm1", "--size", "4G", "--node", "1"])
+            .unwrap();
+        let Command::Create(args) = cli.command else {
+            panic!("{cli:?}")
+        };
+        assert_eq!(
+            (args.size, args.align, args.node, args.region),
+            (Size(4 << 30), None, Some(1), None)
+        );
+        let cli = Cli::try_parse_from(["daxdmem", "unbind", "dax0.1", "--force"]).unwrap();
+        let Command::Unbind(args) = cli.command else {
+            panic!("{cli:?}")
+        };
+        assert!(args.force && matches!(args.target, Target::Device(_)));
+    }
+
+    #[test]
+    fn what_is_not_understood() {
+        for (line, why) in [
+            ("daxdmem create vm1", "--size <SIZE>"),
+            (
+                "daxdmem create VM1 --size 4G",
+                "'VM1' is no name for a guest",
+            ),
+            ("daxdmem create vm1 --size 4Q", "'4Q' is no size"),
+            (
+                "daxdmem create vm1 --size 4G --align 8K",
+                "'8K' is no alignment: use 4K, 2M or 1G",
+            ),
+            ("daxdmem destroy dax0.1", "'dax0.1' is the name of a device"),
+            ("daxdmem list --json --verbose", "cannot be used with"),
+            ("daxdmem", "Usage: daxdmem <COMMAND>"),
+        ] {
+            let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line}");
+            assert!(error.to_string().contains(why), "{line}: {error}");
+        }
+    }
+}

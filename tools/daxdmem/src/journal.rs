@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The running operation, written down before its first step: what a later run needs to undo or finish it.
+//!
+//! An entry names what it is about to touch by [`Identity`] and by ranges, so that undoing never touches a device
+//! that another program made meanwhile.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::bus::{Identity, Range};
+use crate::name::GuestName;
+
+/// An operation that has begun and not ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "kebab-case")]
+pub enum Operation {
+    /// A device without memory is added to a region to learn where the region starts, and deleted again.
+    Survey(Survey),
+    /// A device is made for a guest. Interrupted, it is unmade.
+    Create(Create),
+    /// A guest's device is unmade. Interrupted, it goes on.
+    Destroy(Destroy),
+    /// A device is bound. Interrupted, its name may be left in the driver's list.
+    Bind(Bind),
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Operation::Survey(survey) => {
+                write!(f, "a look at the region {}", survey.region.display())
+            }
+            Operation::Create(create) => write!(f, "create {}", create.name),
+            Operation::Destroy(destroy) => write!(f, "destroy {}", destroy.name),
+            Operation::Bind(bind) => write!(f, "bind {}", bind.device.device),
+        }
+    }
+}
+
+/// See [`Operation::Survey`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Survey {
+    /// Directory of the region in sysfs.
+    pub region: PathBuf,
+    /// Inode numbers of the devices that were there before.
+    pub known: Vec<u64>,
+}
+
+/// See [`Operation::Create`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Create {
+    /// For whom.
+    pub name: GuestName,
+    /// Directory of the region in sysfs.
+    pub region: PathBuf,
+    /// Inode numbers of the region's devices that were there before.
+    pub known: Vec<u64>,
+    /// The device, once there is one.
+    pub device: Option<Identity>,
+    /// Its alignment before, if it was there before and only put to use: then it is not deleted, but put back.
+    pub reused: Option<u64>,
+    /// The alignment to set, in bytes.
+    pub align: u64,
+    /// The ranges to add, in order of offset.
+    pub ranges: Vec<Range>,
+}
+
+/// See [`Operation::Destroy`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Destroy {
+    /// Whose.
+    pub name: GuestName,
+    /// Whether its users are not to be asked.
+    pub force: bool,
+}
+
+/// See [`Operation::Bind`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bind {
+    /// The device.
+    pub device: Identity,
+}

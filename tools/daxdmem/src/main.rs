@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! daxdmem, the operator's tool: cuts reserved memory into page-less devices for guests.
+//!
+//! The way of a command: [`cli`] understands it, a file in [`verb`] carries it out on what [`bus`] and [`store`] show,
+//! by single steps of [`change`]. What is begun is written to [`journal`] first, and [`repair`] ends what was
+//! interrupted. [`space`] chooses where a device goes; [`report`] is what `list` prints.
+
+#![deny(unsafe_code)]
+
+mod align;
+mod bus;
+mod change;
+mod cli;
+#[allow(unsafe_code)]
+mod daxctl;
+mod driver;
+mod error;
+#[allow(unsafe_code)]
+mod ffi;
+mod journal;
+mod link;
+mod name;
+mod repair;
+mod report;
+mod size;
+mod space;
+mod store;
+mod sysfs;
+mod terminal;
+mod users;
+mod verb;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+use link::Links;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let links = Links::default();
+    let done = match &cli.command {
+        Command::List(args) => verb::list::run(args, &links),
+        Command::Create(args) => verb::create::run(args, &links),
+        Command::Destroy(args) => verb::destroy::run(args, &links),
+        Command::Bind(args) => verb::bind::run(args, &links),
+        Command::Unbind(args) => verb::unbind::run(args, &links),
+        Command::QemuArgs(args) => verb::qemu_args::run(args, &links),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            terminal::error(&error);
+            error.exit_code()
+        }
+    }
+}

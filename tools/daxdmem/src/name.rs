@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Names: of guests, which operators choose, and of devices, `daxX.Y`, which the kernel chooses.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Longest guest name, in bytes.
+const LONGEST: usize = 63;
+
+/// Name of a guest: `[a-z0-9][a-z0-9._-]{0,62}`, and not of the form `daxX.Y`.
+///
+/// It becomes a file name in /dev/daxdmem and stands in commands where a device may stand too: hence the rules.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct GuestName(String);
+
+impl FromStr for GuestName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        let good = text.len() <= LONGEST
+            && text.starts_with(plain)
+            && text
+                .chars()
+                .all(|c| plain(c) || matches!(c, '.' | '_' | '-'));
+        if !good {
+            return Err(format!(
+                "'{text}' is no name for a guest: use up to {LONGEST} of a-z, 0-9, '.', '_' and '-', a letter or digit first"
+            ));
+        }
+        if DeviceName::from_str(text).is_ok() {
+            return Err(format!("'{text}' is the name of a device, which the kernel gives: choose another name for the guest"));
+        }
+        Ok(GuestName(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for GuestName {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<GuestName> for String {
+    fn from(name: GuestName) -> String {
+        name.0
+    }
+}
+
+impl fmt::Display for GuestName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// Name of a device, `daxX.Y`: X is the region's id, Y the device's in the region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct DeviceName {
+    region: u32,
+    id: u32,
+}
+
+impl DeviceName {
+    /// Whether this is device 0 of its region, which the kernel never deletes.
+    pub fn is_first(self) -> bool {
+        self.id == 0
+    }
+}
+
+impl FromStr for DeviceName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers = text
+            .strip_prefix("dax")
+            .and_then(|rest| rest.split_once('.'));
+        let name = numbers.and_then(|(region, id)| {
+            Some(DeviceName {
+                region: region.parse().ok()?,
+                id: id.parse().ok()?,
+            })
+        });
+        // Only the spelling that the kernel uses: no sign, no leading zeros.
+        name.filter(|name| name.to_string() == text)
+            .ok_or_else(|| format!("'{text}' is no device: they are called daxX.Y"))
+    }
+}
+
+impl TryFrom<String> for DeviceName {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<DeviceName> for String {
+    fn from(name: DeviceName) -> String {
+        name.to_string()
+    }
+}
+
+impl fmt::Display for DeviceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("dax{}.{}", self.region, self.id))
+    }
+}
+
+/// What commands take for a device: its own name or its guest's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// By the guest's name.
+    Guest(GuestName),
+    /// By its own.
+    Device(DeviceName),
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            Ok(device) => Ok(Target::Device(device)),
+            Err(_) => text.parse().map(Target::Guest),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Guest(name) => name.fmt(f),
+            Target::Device(name) => name.fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn good_names() {
+        let longest = "a".repeat(63);
+        for text in [
+            "vm1",
+            "0",
+            "web.prod_2-b",
+            "dax",
+            "dax0",
+            "dax0.1.2",
+            "dax00.1",
+            &longest,
+        ] {
+            assert_eq!(
+                text.parse::<GuestName>().map(|name| name.to_string()),
+                Ok(text.to_owned())
+            );
+        }
+    }
+
+    #[test]
+    fn bad_names() {
+        let too_long = "a".repeat(64);
+        for text in [
+            "", ".", "..", "-x", "_x", "VM1", "a b", "a/b", "a\n", "é", "a\0", &too_long,
+        ] {
+            let error = text.parse::<GuestName>().unwrap_err();
+            assert!(
+                error.contains("is no name for a guest: use up to 63 of"),
+                "{error}"
+            );
+        }
+        let error = "dax0.1".parse::<GuestName>().unwrap_err();
+        assert_eq!(error, "'dax0.1' is the name of a device, which the kernel gives: choose another name for the guest");
+    }
+
+    #[test]
+    fn device_names() {
+        let first: DeviceName = "dax1.0".parse().unwrap();
+        let later: DeviceName = "dax1.12".parse().unwrap();
+        assert!(first.is_first() && !later.is_first());
+        for text in [
+            "dax",
+            "dax1",
+            "dax1.",
+            "dax.1",
+            "dax01.1",
+            "dax+1.1",
+            "dax1.1.1",
+            "xdax1.1",
+            "dax1.4294967296",
+        ] {
+            assert!(text.parse::<DeviceName>().is_err(), "{text}");
+        }
+        let mut names: Vec<DeviceName> = ["dax10.0", "dax2.10", "dax2.9"]
+            .map(|text| text.parse().unwrap())
+            .to_vec();
+        names.sort();
+        assert_eq!(
+            names.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["dax2.9", "dax2.10", "dax10.0"]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn a_guest_name_is_a_plain_file_name(text in ".{0,70}") {
+            if let Ok(name) = text.parse::<GuestName>() {
+                let path = std::path::Path::new("/dev/daxdmem").join(name.to_string());
+                prop_assert_eq!(path.parent(), Some(std::path::Path::new("/dev/daxdmem")));
+                prop_assert_eq!(path.file_name().and_then(|name| name.to_str()), Some(text.as_str()));
+            }
+        }
+
+        #[test]
+        fn device_names_survive_being_shown(region in any::<u32>(), id in any::<u32>()) {
+            let name = DeviceName { region, id };
+            prop_assert_eq!(name.to_string().parse(), Ok(name));
+            prop_assert_eq!(name.to_string().parse(), Ok(Target::Device(name)));
+        }
+    }
+}

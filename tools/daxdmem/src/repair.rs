@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Ends operations that were interrupted, by a kill or by an error: what [`crate::journal`] holds.
+//!
+//! Every step here looks at the host first, so it may itself be interrupted anywhere and be run again. A device in use
+//! is not taken away from its users without having been told to; then the operation is ended the other way.
+
+use std::fmt;
+
+use crate::bus::{Bus, Device, Identity};
+use crate::change;
+use crate::error::{Error, Result};
+use crate::journal::{Create, Destroy, Operation, Survey};
+use crate::link::Links;
+use crate::name::{DeviceName, GuestName};
+use crate::store::{Guest, Store};
+use crate::users::Users;
+
+/// How an interrupted operation ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// A survey's device is gone again.
+    SurveyUndone,
+    /// A guest is not there, as before.
+    CreateUndone(GuestName),
+    /// A guest is there: somebody uses its device already.
+    CreateDone(GuestName, DeviceName),
+    /// A guest is gone.
+    DestroyDone(GuestName),
+    /// A guest is there, as before: somebody uses its device.
+    DestroyUndone(GuestName, String),
+    /// A device is bound, or not.
+    Bind(DeviceName, bool),
+    /// Another program has changed the device: it stays as it is, without a name.
+    LeftAlone(GuestName, DeviceName, String),
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Ended::SurveyUndone => write!(f, "a look at a region was interrupted: undone"),
+            Ended::CreateUndone(name) => {
+                write!(f, "create {name} was interrupted: undone, create it again")
+            }
+            Ended::CreateDone(name, device) => {
+                write!(
+                    f,
+                    "create {name} was interrupted, and {device} is in use already: completed"
+                )
+            }
+            Ended::DestroyDone(name) => write!(f, "destroy {name} was interrupted: completed"),
+            Ended::DestroyUndone(name, why) => {
+                write!(f, "destroy {name} was interrupted: undone, since {why}")
+            }
+            Ended::Bind(device, true) => write!(f, "bind {device} was interrupted: it is bound"),
+            Ended::Bind(device, false) => {
+                write!(f, "bind {device} was interrupted: it is not bound")
+            }
+            Ended::LeftAlone(name, device, why) => {
+                write!(f, "an operation on {name} was interrupted, then {why}: {device} stays as it is, without a name")
+            }
+        }
+    }
+}
+
+/// Ends the interrupted operation, if there is one, and puts the links right. Returns what there is to tell.
+pub fn repair(store: &mut Store, links: &Links) -> Result<Vec<String>> {
+    let mut told = Vec::new();
+    links.tidy();
+    if let Some(operation) = store.state().operation.clone() {
+        let ended = end(store, links, &operation);
+        let ended = ended.map_err(|error| Error::Unrepaired {
+            operation: operation.to_string(),
+            error: Box::new(error),
+        })?;
+        told.push(ended.to_string());
+    }
+    let bus = change::read()?;
+    for (name, guest) in &store.state().guests {
+        let device = guest.device.device;
+        if is_there(&bus, guest) {
+            if links.set(name, device)? {
+                told.push(format!(
+                    "the link {} was missing or wrong: put right",
+                    links.path(name).display()
+                ));
+            }
+        } else if links.remove(name)? {
+            told.push(format!(
+                "{device} is not {name}'s any more: the link {} is removed",
+                links.path(name).display()
+            ));
+        }
+    }
+    Ok(told)
+}
+
+/// Whether the guest's device is still the one that was made for it.
+pub fn is_there(bus: &Bus, guest: &Guest) -> bool {
+    bus.same(&guest.device).is_some_and(|device| {
+        device
+            .ranges
+            .as_ref()
+            .is_none_or(|ranges| *ranges == guest.ranges)
+    })
+}
+
+/// Ends this operation: undoes it or completes it.
+pub fn end(store: &mut Store, links: &Links, operation: &Operation) -> Result<Ended> {
+    let ended = match operation {
+        Operation::Survey(survey) => {
+            undo_survey(survey)?;
+            Ended::SurveyUndone
+        }
+        Operation::Create(create) => return undo_create(store, links, create),
+        Operation::Destroy(destroy) => return destroy_rest(store, links, destroy),
+        Operation::Bind(bind) => {
+            let bus = change::read()?;
+            let device = bus.same(&bind.device);
+            change::forget_id(&bind.device)?;
+            Ended::Bind(bind.device.device, device.is_some_and(Device::is_page_less))
+        }
+    };
+    store.update(|state| state.operation = None)?;
+    Ok(ended)
+}
+
+/// Deletes the device that a survey has added.
+fn undo_survey(survey: &Survey) -> Result<()> {
+    match change::newcomer(&change::read()?, &survey.region, &survey.known) {
+        Some(device) => change::delete(&device.identity()),
+        None => Ok(()),
+    }
+}
+
+/// Unmakes what there is of a new device, unless somebody uses it already: then it is made a guest's for good.
+fn undo_create(store: &mut Store, links: &Links, create: &Create) -> Result<Ended> {
+    let bus = change::read()?;
+    let device = match &create.device {
+        Some(identity) => bus.same(identity).cloned(),
+        // Interrupted between adding the device and writing down which: one that is new and has nothing.
+        None => change::newcomer(&bus, &create.region, &create.known),
+    };
+    let ended = match device {
+        None => Ended::CreateUndone(create.name.clone()),
+        Some(device) => match unmake(&device, create)? {
+            Unmade::Yes => Ended::CreateUndone(create.name.clone()),
+            Unmade::InUse => {
+                links.set(&create.name, device.name)?;
+                let guest = Guest {
+                    device: device.identity(),
+                    ranges: create.ranges.clone(),
+                };
+                store.update(|state| {
+                    state.guests.insert(create.name.clone(), guest);
+                    state.operation = None;
+                })?;
+                return Ok(Ended::CreateDone(create.name.clone(), device.name));
+            }
+            Unmade::Changed(why) => Ended::LeftAlone(create.name.clone(), device.name, why),
+        },
+    };
+    links.remove(&create.name)?;
+    store.update(|state| state.operation = None)?;
+    Ok(ended)
+}
+
+enum Unmade {
+    Yes,
+    InUse,
+    Changed(String),
+}
+
+fn unmake(device: &Device, create: &Create) -> Result<Unmade> {
+    let identity = device.identity();
+    let ours = device
+        .ranges
+        .as_ref()
+        .is_some_and(|ranges| create.ranges.starts_with(ranges));
+    if !ours {
+        return Ok(Unmade::Changed(
+            "another program changed its ranges".to_owned(),
+        ));
+    }
+    match device.driver.as_deref() {
+        _ if device.is_vacant() => {}
+        None => {}
+        Some(driver) if device.is_page_less() || driver == "device_dax" => {
+            match Users::of(device) {
+                None => {}
+                Some(_) if device.is_page_less() => return Ok(Unmade::InUse),
+                Some(users) => return Ok(Unmade::Changed(format!("it came into use ({users})"))),
+            }
+        }
+        Some(driver) => return Ok(Unmade::Changed(format!("the driver {driver} took it"))),
+    }
+    change::forget_id(&identity)?;
+    put_back(&identity, create.reused)?;
+    Ok(Unmade::Yes)
+}
+
+/// Takes a device from its driver, its memory from it, and deletes it; one that stays gets the given alignment.
+fn put_back(identity: &Identity, stays: Option<u64>) -> Result<()> {
+    change::release(identity)?;
+    match stays {
+        Some(align) => change::set_align(identity, align),
+        None => change::delete(identity),
+    }
+}
+
+/// Does what is left to do of destroying a guest's device. Undoes it instead when the device is in use, or in some
+/// other way not to be had.
+pub fn destroy_rest(store: &mut Store, links: &Links, destroy: &Destroy) -> Result<Ended> {
+    let Some(guest) = store.state().guests.get(&destroy.name).cloned() else {
+        store.update(|state| state.operation = None)?;
+        return Ok(Ended::DestroyDone(destroy.name.clone()));
+    };
+    links.remove(&destroy.name)?;
+    let bus = change::read()?;
+    let mut ended = Ended::DestroyDone(destroy.name.clone());
+    if let Some(device) = bus.same(&guest.device) {
+        // Once begun there are none; a device in another state than those two is not the one that was to go.
+        let ours = device
+            .ranges
+            .as_ref()
+            .is_some_and(|ranges| ranges.is_empty() || *ranges == guest.ranges);
+        if !ours {
+            let why = "another program changed its ranges".to_owned();
+            ended = Ended::LeftAlone(destroy.name.clone(), device.name, why);
+        } else if let Err(error) = may_go(device, &destroy.name, destroy.force) {
+            links.set(&destroy.name, device.name)?;
+            store.update(|state| state.operation = None)?;
+            return Ok(Ended::DestroyUndone(
+                destroy.name.clone(),
+                error.to_string(),
+            ));
+        } else {
+            change::forget_id(&guest.device)?;
+            put_back(&guest.device, kept_align(device))?;
+        }
+    }
+    store.update(|state| {
+        state.guests.remove(&destroy.name);
+        state.operation = None;
+    })?;
+    Ok(ended)
+}
+
+/// Whether the device may be taken away from whoever has it.
+pub fn may_go(device: &Device, name: &impl fmt::Display, force: bool) -> Result<()> {
+    match device.driver.as_deref() {
+        Some("kmem") => {
+            return Err(Error::SystemRam {
+                device: device.name,
+            })
+        }
+        Some(driver) if !device.is_page_less() && driver != "device_dax" => {
+            return Err(Error::ForeignDriver {
+                device: device.name,
+                driver: driver.to_owned(),
+            })
+        }
+        _ => {}
+    }
+    match Users::of(device) {
+        Some(users) if !force => Err(Error::InUse {
+            target: name.to_string(),
+            users,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Device 0 of a region is never deleted: it gets back the alignment that the region gives new devices.
+fn kept_align(device: &Device) -> Option<u64> {
+    let region = device.path.parent()?.join("dax_region/align");
+    device
+        .name
+        .is_first()
+        .then(|| crate::sysfs::number(&region).unwrap_or(device.align))
+}

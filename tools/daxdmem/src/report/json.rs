@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The report as JSON, for programs. Its form is described in Documentation/daxdmem-json.md and versioned: members may
+//! be added to a version, nothing is removed from it or changes its meaning.
+
+use serde::{Serialize, Serializer};
+
+use super::{DeviceLine, Mode, RegionLine, Report};
+use crate::bus::Range;
+
+/// Version of the form.
+const VERSION: u32 = 1;
+
+/// The report as one JSON object.
+pub fn text(report: &Report) -> serde_json::Result<String> {
+    serde_json::to_string_pretty(&Document::of(report))
+}
+
+#[derive(Serialize)]
+struct Document {
+    daxdmem: Header,
+    driver: DriverEntry,
+    regions: Vec<RegionEntry>,
+    devices: Vec<DeviceEntry>,
+    quarantine: Vec<QuarantineEntry>,
+    lost: Vec<LostEntry>,
+}
+
+#[derive(Serialize)]
+struct Header {
+    version: u32,
+}
+
+#[derive(Serialize)]
+struct DriverEntry {
+    name: &'static str,
+    loaded: bool,
+}
+
+#[derive(Serialize)]
+struct RegionEntry {
+    id: u32,
+    path: String,
+    kind: &'static str,
+    node: Option<u32>,
+    size: u64,
+    available: u64,
+    start: Option<Address>,
+    free: Option<Vec<Piece>>,
+}
+
+#[derive(Serialize)]
+struct DeviceEntry {
+    device: String,
+    path: String,
+    guest: Option<String>,
+    region: u32,
+    node: Option<u32>,
+    size: u64,
+    align: u64,
+    mode: String,
+    driver: Option<String>,
+    openers: Option<u64>,
+    largest_leaf: Option<u64>,
+    ranges: Option<Vec<RangeEntry>>,
+}
+
+#[derive(Serialize)]
+struct RangeEntry {
+    offset: u64,
+    #[serde(flatten)]
+    piece: Piece,
+}
+
+#[derive(Serialize)]
+struct QuarantineEntry {
+    #[serde(flatten)]
+    piece: Piece,
+    device: String,
+    openers: u64,
+}
+
+#[derive(Serialize)]
+struct LostEntry {
+    guest: String,
+    device: String,
+}
+
+/// Part of physical memory, both ends inclusive.
+#[derive(Serialize)]
+struct Piece {
+    start: Address,
+    end: Address,
+    size: u64,
+}
+
+/// An address. As a string: many JSON readers hold numbers in 53 bits, and people read addresses in hexadecimal.
+struct Address(u64);
+
+impl Serialize for Address {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{:#x}", self.0))
+    }
+}
+
+impl From<Range> for Piece {
+    fn from(range: Range) -> Self {
+        Piece {
+            start: Address(range.start),
+            end: Address(range.last()),
+            size: range.len,
+        }
+    }
+}
+
+impl Document {
+    fn of(report: &Report) -> Self {
+        Document {
+            daxdmem: Header { version: VERSION },
+            driver: DriverEntry {
+                name: crate::driver::Driver::NAME,
+                loaded: report.driver,
+            },
+            regions: report.regions.iter().map(RegionEntry::of).collect(),
+            devices: report.devices.iter().map(DeviceEntry::of).collect(),
+            quarantine: report
+                .quarantine
+                .iter()
+                .map(|held| QuarantineEntry {
+                    piece: held.range.into(),
+                    device: held.device.clone(),
+                    openers: held.openers,
+                })
+                .collect(),
+            lost: report
+                .lost
+                .iter()
+                .map(|(name, device)| LostEntry {
+                    guest: name.to_string(),
+                    device: device.to_string(),
+                })
+                .collect(),
+        }
+    }
+}
+
+impl RegionEntry {
+    fn of(line: &RegionLine) -> Self {
+        RegionEntry {
+            id: line.region.id,
+            path: line.region.path.display().to_string(),
+            kind: if line.region.dynamic {
+                "dynamic"
+            } else {
+                "static"
+            },
+            node: line.region.node,
+            size: line.region.size,
+            available: line.region.available,
+            start: line.start.map(Address),
+            free: line
+                .free
+                .as_ref()
+                .map(|free| free.iter().copied().map(Piece::from).collect()),
+        }
+    }
+}
+
+impl DeviceEntry {
+    fn of(line: &DeviceLine) -> Self {
+        let device = &line.device;
+        let offsets = |ranges: &Vec<Range>| {
+            let entry = |offset: &mut u64, range: &Range| {
+                let entry = RangeEntry {
+                    offset: *offset,
+                    piece: (*range).into(),
+                };
+                *offset = offset.saturating_add(range.len);
+                Some(entry)
+            };
+            ranges.iter().scan(0, entry).collect()
+        };
+        DeviceEntry {
+            device: device.name.to_string(),
+            path: line.path().display().to_string(),
+            guest: line.guest.as_ref().map(ToString::to_string),
+            region: device.region,
+            node: device.node,
+            size: device.size,
+            align: device.align,
+            mode: Mode::of(device).to_string(),
+            driver: device.driver.clone(),
+            openers: device.openers,
+            largest_leaf: line.leaf,
+            ranges: device.ranges.as_ref().map(offsets),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::report;
+    use super::*;
+    use serde_json::{json, Value};
+
+    #[test]
+    fn the_documented_form() {
+        let value: Value = serde_json::from_str(&text(&report()).unwrap()).unwrap();
+        let expected = json!({
+            "daxdmem": { "version": 1 },
+            "driver": { "name": "dax_dmem", "loaded": true },
+            "regions": [
+                {
+                    "id": 0, "path": "/sys/devices/platform/hmem.0", "kind": "dynamic", "node": 0,
+                    "size": 8589934592u64, "available": 6442450944u64, "start": "0x100000000",
+                    "free": [
+                        { "start": "0x180000000", "end": "0x1bfffffff", "size": 1073741824 },
+                        { "start": "0x200000000", "end": "0x2ffffffff", "size": 4294967296u64 },
+                    ],
+                },
+                {
+                    "id": 1, "path": "/sys/devices/ndbus0", "kind": "static", "node": null,
+                    "size": 2147483648u64, "available": 0, "start": null, "free": null,
+                },
+            ],
+            "devices": [
+                {
+                    "device": "dax0.0", "path": "/dev/dax0.0", "guest": "vm1", "region": 0, "node": 0,
+                    "size": 2147483648u64, "align": 1073741824, "mode": "page-less", "driver": "dax_dmem",
+                    "openers": 1, "largest_leaf": 1073741824,
+                    "ranges": [{ "offset": 0, "start": "0x100000000", "end": "0x17fffffff", "size": 2147483648u64 }],
+                },
+                {
+                    "device": "dax0.1", "path": "/dev/dax0.1", "guest": null, "region": 0, "node": 0,
+                    "size": 0, "align": 2097152, "mode": "unbound", "driver": null,
+                    "openers": null, "largest_leaf": null, "ranges": [],
+                },
+                {
+                    "device": "dax1.0", "path": "/dev/dax1.0", "guest": null, "region": 1, "node": null,
+                    "size": 2147483648u64, "align": 1073741824, "mode": "devdax", "driver": "device_dax",
+                    "openers": null, "largest_leaf": null, "ranges": null,
+                },
+            ],
+            "quarantine": [
+                { "start": "0x1c0000000", "end": "0x1ffffffff", "size": 1073741824, "device": "dax0.2", "openers": 3 },
+            ],
+            "lost": [{ "guest": "vm2", "device": "dax0.0" }],
+        });
+        assert_eq!(value, expected);
+    }
+
+    #[test]
+    fn every_member_is_documented() {
+        let manual = include_str!("../../../../Documentation/daxdmem-json.md");
+        fn check(manual: &str, value: &Value) {
+            match value {
+                Value::Object(members) => members.iter().for_each(|(name, value)| {
+                    assert!(
+                        manual.contains(&format!("`{name}`")),
+                        "{name} is not in Documentation/daxdmem-json.md"
+                    );
+                    check(manual, value);
+                }),
+                Value::Array(values) => values.iter().for_each(|value| check(manual, value)),
+                _ => {}
+            }
+        }
+        check(
+            manual,
+            &serde_json::from_str(&text(&report()).unwrap()).unwrap(),
+        );
+        assert!(
+            manual.contains(&format!("version {VERSION}")),
+            "the version is not in the manual"
+        );
+    }
+}

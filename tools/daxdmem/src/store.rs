@@ -1,0 +1,428 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What daxdmem knows beyond sysfs: names, where regions start, and the running operation.
+//!
+//! Kept in /run, since the devices too are gone after a reboot. The file is replaced as a whole (written aside, synced,
+//! renamed), so a reader sees one state or the next. Who changes anything holds the lock, from before it reads the
+//! state until it exits; an operation found in the journal under the lock is therefore one whose program died.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{flock, FlockOperation};
+use serde::{Deserialize, Serialize};
+
+use crate::bus::{Identity, Range};
+use crate::error::{Error, Result};
+use crate::journal::Operation;
+use crate::name::{DeviceName, GuestName};
+
+/// Version of the file's form. A tool that finds another one leaves the file alone.
+const VERSION: u32 = 1;
+
+/// Everything that is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    version: u32,
+    /// The guests by name.
+    pub guests: BTreeMap<GuestName, Guest>,
+    /// Where regions start and how large they are, by their directory in sysfs.
+    pub regions: BTreeMap<PathBuf, Range>,
+    /// The running operation.
+    pub operation: Option<Operation>,
+}
+
+/// A guest's device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Guest {
+    /// The device.
+    pub device: Identity,
+    /// Its ranges in order of offset.
+    pub ranges: Vec<Range>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        State {
+            version: VERSION,
+            guests: BTreeMap::new(),
+            regions: BTreeMap::new(),
+            operation: None,
+        }
+    }
+}
+
+impl State {
+    /// A state of these guests, for who has them from elsewhere than the file.
+    pub fn of_guests(guests: BTreeMap<GuestName, Guest>) -> Self {
+        State {
+            guests,
+            ..State::default()
+        }
+    }
+
+    /// The guest that a device belongs to. Compares names only: check the identity where it matters.
+    pub fn guest_of(&self, device: DeviceName) -> Option<&GuestName> {
+        self.guests
+            .iter()
+            .find(|(_, guest)| guest.device.device == device)
+            .map(|(name, _)| name)
+    }
+
+    /// The guest's entry.
+    pub fn guest(&self, name: &GuestName) -> Result<&Guest> {
+        self.guests.get(name).ok_or_else(|| {
+            let names: Vec<String> = self.guests.keys().map(ToString::to_string).collect();
+            let known = match names.is_empty() {
+                true => "There are no guests yet: `daxdmem create` makes one".to_owned(),
+                false => format!("There are: {}", names.join(", ")),
+            };
+            Error::UnknownName {
+                name: name.clone(),
+                known,
+            }
+        })
+    }
+}
+
+/// The state on disk, under the lock.
+#[derive(Debug)]
+pub struct Store {
+    dir: PathBuf,
+    state: State,
+    /// Held until the value goes; the kernel drops it with the process, however that ends.
+    _lock: File,
+}
+
+impl Store {
+    /// Where the state is kept.
+    pub const DIR: &'static str = "/run/daxdmem";
+
+    /// Takes the lock, waiting for a running daxdmem to end (`on_wait` is called then), and reads the state.
+    pub fn lock(dir: &Path, on_wait: impl FnOnce()) -> Result<Store> {
+        let lock = open_lock(dir)?;
+        if !try_lock(&lock, dir)? {
+            on_wait();
+            flock(&lock, FlockOperation::LockExclusive)
+                .map_err(|errno| failed("lock", &dir.join("lock"))(errno.into()))?;
+        }
+        Store::under(lock, dir)
+    }
+
+    /// Takes the lock and reads the state, unless a running daxdmem has it.
+    pub fn try_lock(dir: &Path) -> Result<Option<Store>> {
+        let lock = open_lock(dir)?;
+        if !try_lock(&lock, dir)? {
+            return Ok(None);
+        }
+        Store::under(lock, dir).map(Some)
+    }
+
+    fn under(lock: File, dir: &Path) -> Result<Store> {
+        // What a run that was killed while writing has left.
+        let _ = fs::remove_file(aside(dir));
+        Ok(Store {
+            state: read(dir)?,
+            dir: dir.to_owned(),
+            _lock: lock,
+        })
+    }
+
+    /// The state as it is, for who only looks.
+    pub fn peek(dir: &Path) -> Result<State> {
+        read(dir)
+    }
+
+    /// The state.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Changes the state, on disk first: when that fails nothing has changed.
+    pub fn update(&mut self, change: impl FnOnce(&mut State)) -> Result<()> {
+        let mut next = self.state.clone();
+        change(&mut next);
+        if next == self.state {
+            return Ok(());
+        }
+        write(&self.dir, &next)?;
+        self.state = next;
+        Ok(())
+    }
+}
+
+/// Opens the lock's file, which is root's alone as everything here: to take a lock it is enough to be able to read.
+fn open_lock(dir: &Path) -> Result<File> {
+    let made = fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir);
+    made.map_err(failed("create", dir))?;
+    let path = dir.join("lock");
+    let mut options = fs::OpenOptions::new();
+    let file = options
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path);
+    file.map_err(failed("open", &path))
+}
+
+fn try_lock(lock: &File, dir: &Path) -> Result<bool> {
+    match flock(lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Err(errno) => Err(failed("lock", &dir.join("lock"))(errno.into())),
+    }
+}
+
+fn failed(doing: &str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    Error::kernel(format!("cannot {doing} {}", path.display()))
+}
+
+fn read(dir: &Path) -> Result<State> {
+    let path = dir.join("state.json");
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(State::default()),
+        Err(error) => return Err(failed("read", &path)(error)),
+    };
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let bad = |error: serde_json::Error| Error::State {
+        path: path.clone(),
+        why: error.to_string(),
+    };
+    let Versioned { version } = serde_json::from_slice(&text).map_err(bad)?;
+    if version != VERSION {
+        let why =
+            format!("it has version {version}, this daxdmem writes and reads version {VERSION}");
+        return Err(Error::State { path, why });
+    }
+    serde_json::from_slice(&text).map_err(bad)
+}
+
+/// Where the next state is written before it takes the place of the last.
+fn aside(dir: &Path) -> PathBuf {
+    dir.join("state.json.new")
+}
+
+fn write(dir: &Path, state: &State) -> Result<()> {
+    let (path, aside) = (dir.join("state.json"), aside(dir));
+    let steps = || {
+        let mut options = fs::OpenOptions::new();
+        // It holds physical addresses, which sysfs too shows to root only.
+        let mut file = options
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&aside)?;
+        let mut text = serde_json::to_vec_pretty(state)?;
+        text.push(b'\n');
+        file.write_all(&text)?;
+        file.sync_all()?;
+        fs::rename(&aside, &path)?;
+        File::open(dir)?.sync_all()
+    };
+    steps().map_err(failed("write", &path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::{Bind, Create, Destroy, Survey};
+
+    fn name(text: &str) -> GuestName {
+        text.parse().unwrap()
+    }
+
+    fn identity() -> Identity {
+        Identity {
+            device: "dax0.1".parse().unwrap(),
+            inode: u64::MAX,
+            region: PathBuf::from("/sys/devices/platform/hmem.0"),
+        }
+    }
+
+    fn range() -> Range {
+        Range {
+            start: 4 << 30,
+            len: u64::MAX >> 1,
+        }
+    }
+
+    fn operations() -> Vec<Operation> {
+        let region = identity().region;
+        let create = Create {
+            name: name("vm1"),
+            region: region.clone(),
+            known: vec![1, 2],
+            device: None,
+            reused: None,
+            align: 1 << 30,
+            ranges: vec![range()],
+        };
+        vec![
+            Operation::Survey(Survey {
+                region,
+                known: vec![],
+            }),
+            Operation::Create(Create {
+                device: Some(identity()),
+                reused: Some(2 << 20),
+                ..create.clone()
+            }),
+            Operation::Create(create),
+            Operation::Destroy(Destroy {
+                name: name("vm1"),
+                force: true,
+            }),
+            Operation::Bind(Bind { device: identity() }),
+        ]
+    }
+
+    #[test]
+    fn nothing_there_is_an_empty_state() {
+        let dir = tempfile::tempdir().unwrap();
+        let inner = dir.path().join("daxdmem");
+        assert_eq!(Store::peek(&inner).unwrap(), State::default());
+        assert!(!inner.exists(), "looking makes nothing");
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        for operation in operations() {
+            let mut store = Store::lock(dir.path(), || panic!("nobody has the lock")).unwrap();
+            store
+                .update(|state| {
+                    state.guests.insert(
+                        name("vm2"),
+                        Guest {
+                            device: identity(),
+                            ranges: vec![range(), range()],
+                        },
+                    );
+                    state.regions.insert(identity().region, range());
+                    state.operation = Some(operation.clone());
+                })
+                .unwrap();
+            let written = store.state().clone();
+            drop(store);
+            let store = Store::try_lock(dir.path())
+                .unwrap()
+                .expect("the lock is free again");
+            assert_eq!(*store.state(), written);
+            assert_eq!(store.state().operation, Some(operation));
+            assert_eq!(
+                store.state().guest_of(identity().device),
+                Some(&name("vm2"))
+            );
+        }
+    }
+
+    #[test]
+    fn nobody_else_reads_or_locks() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let inner = dir.path().join("daxdmem");
+        let mut store = Store::lock(&inner, || ()).unwrap();
+        store
+            .update(|state| _ = state.regions.insert(identity().region, range()))
+            .unwrap();
+        for (path, mode) in [("", 0o700), ("lock", 0o600), ("state.json", 0o600)] {
+            let found = fs::metadata(inner.join(path)).unwrap().permissions().mode() & 0o7777;
+            assert_eq!(found, mode, "{path}");
+        }
+    }
+
+    #[test]
+    fn one_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Store::lock(dir.path(), || ()).unwrap();
+        assert!(Store::try_lock(dir.path()).unwrap().is_none());
+        let waited = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| {
+                Store::lock(dir.path(), || {
+                    waited.wait();
+                })
+                .map(drop)
+            });
+            waited.wait();
+            assert!(Store::try_lock(dir.path()).unwrap().is_none());
+            drop(first);
+            second.join().unwrap().unwrap();
+        });
+        assert!(Store::try_lock(dir.path()).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_write_that_fails_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::lock(dir.path(), || ()).unwrap();
+        store
+            .update(|state| _ = state.regions.insert(identity().region, range()))
+            .unwrap();
+        let before = (
+            store.state().clone(),
+            fs::read(dir.path().join("state.json")).unwrap(),
+        );
+        // A directory in the place of the file that is written aside.
+        fs::create_dir(dir.path().join("state.json.new")).unwrap();
+        let error = store.update(|state| state.regions.clear()).unwrap_err();
+        assert!(error.to_string().starts_with("cannot write "), "{error}");
+        assert_eq!(
+            (
+                store.state().clone(),
+                fs::read(dir.path().join("state.json")).unwrap()
+            ),
+            before
+        );
+    }
+
+    #[test]
+    fn a_file_written_in_part_is_not_the_state() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::lock(dir.path(), || ()).unwrap();
+        store
+            .update(|state| _ = state.regions.insert(identity().region, range()))
+            .unwrap();
+        fs::write(dir.path().join("state.json.new"), b"{\"version\": 1, \"gue").unwrap();
+        drop(store);
+        let mut store = Store::lock(dir.path(), || ()).unwrap();
+        assert!(!dir.path().join("state.json.new").exists());
+        assert_eq!(store.state().regions.len(), 1);
+        store.update(|state| state.regions.clear()).unwrap();
+        assert_eq!(Store::peek(dir.path()).unwrap(), State::default());
+    }
+
+    #[test]
+    fn files_it_does_not_understand_are_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.json");
+        for (text, why) in [
+            ("", "EOF while parsing"),
+            ("[]", "invalid length"),
+            ("{\"version\": 2, \"new\": 1}", "it has version 2, this daxdmem writes and reads version 1"),
+            ("{\"version\": 1}", "missing field `guests`"),
+            ("{\"version\": 1, \"guests\": {\"../x\": {}}, \"regions\": {}, \"operation\": null}", "is no name for a guest"),
+        ] {
+            fs::write(&path, text).unwrap();
+            let error = Store::lock(dir.path(), || ()).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{} cannot be used: ", path.display())), "{error}");
+            assert!(error.contains(why), "{text}: {error}");
+            assert!(error.contains("move it away"), "{error}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+    }
+}

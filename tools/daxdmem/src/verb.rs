@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The commands. Each file is one verb; what they have in common is here.
+
+use std::fmt;
+use std::path::Path;
+
+use crate::bus::{Bus, Device};
+use crate::change::read as bus;
+use crate::error::{Error, Result};
+use crate::link::Links;
+use crate::name::{GuestName, Target};
+use crate::repair;
+use crate::store::{State, Store};
+use crate::terminal::note;
+
+pub mod bind;
+pub mod create;
+pub mod destroy;
+pub mod list;
+pub mod qemu_args;
+pub mod unbind;
+
+/// Whether the caller is root.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Begins a verb that changes the host: takes the lock and ends what an earlier run left behind.
+fn begin(verb: &'static str, links: &Links) -> Result<Store> {
+    if !is_root() {
+        return Err(Error::NotRoot { verb });
+    }
+    let mut store = Store::lock(Path::new(Store::DIR), || {
+        note("waiting for another daxdmem to end")
+    })?;
+    for line in repair::repair(&mut store, links)? {
+        note(&line);
+    }
+    Ok(store)
+}
+
+/// Begins a verb that only looks: ends what an earlier run left behind, as far as the caller may. `None` where the
+/// caller may not read the state.
+fn look(links: &Links) -> Result<Option<State>> {
+    let dir = Path::new(Store::DIR);
+    if !is_root() {
+        return Ok(None);
+    }
+    // A running daxdmem is not an interrupted one.
+    let Some(mut store) = Store::try_lock(dir)? else {
+        return Store::peek(dir).map(Some);
+    };
+    for line in repair::repair(&mut store, links)? {
+        note(&line);
+    }
+    Ok(Some(store.state().clone()))
+}
+
+/// The device that a command names, and the guest it belongs to if it has one.
+fn resolve<'b>(
+    target: &Target,
+    state: &State,
+    bus: &'b Bus,
+) -> Result<(&'b Device, Option<GuestName>)> {
+    match target {
+        Target::Device(name) => {
+            let device = bus
+                .device(*name)
+                .ok_or(Error::UnknownDevice { device: *name })?;
+            Ok((device, guest_of(device, state, bus)))
+        }
+        Target::Guest(name) => {
+            let guest = state.guest(name)?;
+            let gone = || Error::Gone {
+                name: name.clone(),
+                device: guest.device.device,
+            };
+            let device = bus
+                .same(&guest.device)
+                .filter(|_| repair::is_there(bus, guest))
+                .ok_or_else(gone)?;
+            Ok((device, Some(name.clone())))
+        }
+    }
+}
+
+/// The guest whose device this is, if it is still the one that was made for it.
+fn guest_of(device: &Device, state: &State, bus: &Bus) -> Option<GuestName> {
+    let name = state.guest_of(device.name)?;
+    state
+        .guests
+        .get(name)
+        .filter(|guest| guest.device == device.identity() && repair::is_there(bus, guest))?;
+    Some(name.clone())
+}
+
+/// Ends an operation that failed with `error` in the way an interrupted one is ended.
+fn undo(store: &mut Store, links: &Links, error: Error) -> Error {
+    let Some(operation) = store.state().operation.clone() else {
+        return error;
+    };
+    match repair::end(store, links, &operation) {
+        Ok(ended @ repair::Ended::LeftAlone(..)) => Error::LeftBehind {
+            error: Box::new(error),
+            what: ended.to_string(),
+        },
+        Ok(_) => error,
+        Err(undo) => Error::Unfinished {
+            error: Box::new(error),
+            undo: Box::new(undo),
+        },
+    }
+}
+
+/// `name (daxX.Y)`, or the device alone.
+struct Named<'a>(&'a Option<GuestName>, &'a Device);
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(name) => write!(f, "{name} ({})", self.1.name),
+            None => self.1.name.fmt(f),
+        }
+    }
+}

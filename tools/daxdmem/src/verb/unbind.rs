@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `daxdmem unbind`: takes a device away from its driver. Its memory and its name stay.
+//!
+//! Needs no journal: the device's name leaves the driver's list first, and unbinding is one step.
+
+use super::{begin, bus, resolve, Named};
+use crate::change;
+use crate::cli::UnbindArgs;
+use crate::driver::Driver;
+use crate::error::Result;
+use crate::link::Links;
+use crate::repair::may_go;
+use crate::terminal::{done, note};
+
+/// Runs it.
+pub fn run(args: &UnbindArgs, links: &Links) -> Result<()> {
+    let store = begin("unbind", links)?;
+    let now = bus()?;
+    let (device, name) = resolve(&args.target, store.state(), &now)?;
+    if device.driver.is_none() {
+        note(&format!("{} is not bound", Named(&name, device)));
+        return Ok(());
+    }
+    may_go(device, &Named(&name, device), args.force)?;
+    change::unbind(&device.identity())?;
+    done(&format!("{}: unbound", Named(&name, device)));
+    let ranges = device.ranges.as_deref().unwrap_or_default();
+    let held = Driver::quarantine().into_iter();
+    for held in held.filter(|held| ranges.iter().any(|range| range.overlaps(held.range))) {
+        note(&format!(
+            "{} is in quarantine until {} open files are closed",
+            held.range, held.openers
+        ));
+    }
+    Ok(())
+}
