@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Cases that go wrong on purpose: `dmem-runner selftest` demands that the lab notices each in its way.
+
+use std::time::Duration;
+
+use crate::case::{Case, Outcome};
+use crate::{fail, kernel_log, skip, sysfs};
+
+const BROKEN: Case = Case {
+    machine: "small",
+    limit: 3,
+    hidden: true,
+    ..Case::DEFAULT
+};
+
+pub const CASES: &[Case] = &[
+    Case {
+        name: "lab-pass",
+        shows: "a case that passes is a pass",
+        run: || Ok(()),
+        ..BROKEN
+    },
+    Case {
+        name: "lab-fail",
+        shows: "a failed check is a failure",
+        run: || fail!("this case always fails"),
+        ..BROKEN
+    },
+    Case {
+        name: "lab-skip",
+        shows: "a skip nobody expects is a failure",
+        run: || skip!("never listed"),
+        ..BROKEN
+    },
+    Case {
+        name: "lab-warning",
+        shows: "a complaint in the kernel log is a failure",
+        run: warning,
+        ..BROKEN
+    },
+    Case {
+        name: "lab-expected",
+        shows: "an expected complaint is none",
+        run: warning,
+        expects_log: &["lab-made"],
+        ..BROKEN
+    },
+    Case {
+        name: "lab-hang",
+        shows: "a case that hangs is ended",
+        run: hang,
+        ..BROKEN
+    },
+    Case {
+        name: "lab-signal",
+        shows: "a case that crashes is a failure",
+        run: signal,
+        ..BROKEN
+    },
+    Case {
+        name: "lab-stray",
+        shows: "a process left behind does not outlive its case",
+        run: stray,
+        ..BROKEN
+    },
+    Case {
+        name: "lab-panic",
+        shows: "a kernel panic is noticed at once",
+        limit: 60,
+        run: panic,
+        ..BROKEN
+    },
+    Case {
+        name: "lab-mute",
+        shows: "a VM that ends without a verdict is a failure",
+        limit: 60,
+        run: mute,
+        ..BROKEN
+    },
+];
+
+fn warning() -> Outcome {
+    kernel_log::note("WARNING: lab-made complaint");
+    Ok(())
+}
+
+fn hang() -> Outcome {
+    loop {
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+fn signal() -> Outcome {
+    std::process::abort()
+}
+
+fn stray() -> Outcome {
+    std::process::Command::new("sleep").arg("1000").spawn()?;
+    Ok(())
+}
+
+fn panic() -> Outcome {
+    sysfs::write("/proc/sysrq-trigger", "c")?;
+    hang()
+}
+
+fn mute() -> Outcome {
+    sysfs::write("/proc/sysrq-trigger", "o")?;
+    hang()
+}

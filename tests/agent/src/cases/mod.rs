@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: GPL-2.0
+//! All cases. A new file of cases gets a `mod` line and a line in [`all`]; see tests/agent/README.md.
+
+mod boot;
+mod contents;
+mod cost;
+mod daxctl;
+mod demo;
+mod guest;
+mod hostile;
+mod lab;
+mod leaves;
+mod lifecycle;
+mod nested;
+mod peer;
+mod pmem;
+mod tool_host;
+mod tool_kills;
+mod tool_refusals;
+mod tool_tracer;
+mod tool_verbs;
+
+use crate::case::{Case, Outcome};
+use crate::device::{Device, DAX_DMEM};
+use crate::payload::need_module;
+use crate::region::Region;
+
+/// Every case, in the order of the report.
+pub fn all() -> impl Iterator<Item = &'static Case> {
+    [
+        boot::CASES,
+        peer::CASES,
+        leaves::CASES,
+        contents::CASES,
+        hostile::CASES,
+        lifecycle::CASES,
+        daxctl::CASES,
+        cost::CASES,
+        nested::CASES,
+        guest::CASES,
+        pmem::CASES,
+        tool_verbs::CASES,
+        tool_refusals::CASES,
+        tool_kills::CASES,
+        demo::CASES,
+        lab::CASES,
+    ]
+    .into_iter()
+    .flatten()
+}
+
+/// A device of these parts (offset into the first region, length; bytes), bound to the driver under test.
+fn page_less(align: u64, parts: &[(u64, u64)]) -> Outcome<Device> {
+    need_module()?;
+    let device = Region::first()?.create(align, parts)?;
+    device.bind(DAX_DMEM)?;
+    Ok(device)
+}

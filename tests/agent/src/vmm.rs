@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Second-level guests: a real QEMU with KVM in the first-level VM, the stock kernel, this program as init.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{channel, Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use crate::case::{Failure, Named, Outcome};
+use crate::device::Device;
+use crate::payload::GUEST_INITRAMFS;
+use crate::region::MIB;
+use crate::{check, fail, sysfs};
+
+/// What the guest prints about its memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Report {
+    /// MemTotal in the guest, bytes.
+    pub memory: u64,
+    /// Bytes that were filled with a pattern and read back right.
+    pub pattern: u64,
+}
+
+/// A running guest, killed on drop.
+pub struct Guest {
+    name: String,
+    qemu: Child,
+    input: Option<ChildStdin>,
+    console: Receiver<String>,
+    seen: Vec<String>,
+}
+
+/// QEMU's arguments for ordinary memory.
+pub fn ram(bytes: u64) -> Vec<String> {
+    let object = format!("memory-backend-ram,id=ram,size={bytes}");
+    ["-object", &object, "-machine", "memory-backend=ram"]
+        .map(str::to_owned)
+        .into()
+}
+
+/// QEMU's arguments for a whole device.
+pub fn device(device: &Device, align: &str) -> Outcome<Vec<String>> {
+    let object = format!(
+        "memory-backend-file,id=ram,mem-path={},size={},share=on,align={align},prealloc=off,merge=off,dump=off",
+        device.path().display(),
+        device.size()?
+    );
+    Ok(["-object", &object, "-machine", "memory-backend=ram"]
+        .map(str::to_owned)
+        .into())
+}
+
+impl Guest {
+    /// Boots a guest of `bytes` on the memory these QEMU arguments describe. With `hold` it stays after its
+    /// report, reading its pattern over and over, until [`Guest::power_off`].
+    pub fn start(name: &str, bytes: u64, memory: &[String], hold: bool) -> Outcome<Guest> {
+        let release = sysfs::read("/proc/sys/kernel/osrelease")?;
+        let hold = if hold { " dmem.hold=1" } else { "" };
+        // Exits through two levels are slow. quiet: each character on the serial line costs some. noaperture: or
+        // else the kernel looks for an AGP bridge in 8,192 PCI slots (arch/x86/kernel/aperture_64.c).
+        let append = format!("console=ttyS0 quiet iommu=noaperture panic=-1 dmem.role=guest{hold}");
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args([
+            "-name",
+            name,
+            "-accel",
+            "kvm",
+            "-cpu",
+            "qemu64,+svm",
+            "-smp",
+            "1",
+        ]);
+        command.args([
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-serial",
+            "stdio",
+        ]);
+        command
+            .args(["-m", &format!("{}M", bytes / MIB)])
+            .args(memory);
+        command.args(["-kernel", &format!("/usr/lib/modules/{release}/vmlinuz")]);
+        command.args(["-initrd", GUEST_INITRAMFS, "-append", &append]);
+        // QEMU's own complaints share the console's way into the report.
+        let (reader, writer) = UnixStream::pair()?;
+        let stdout = OwnedFd::from(writer.try_clone()?);
+        command
+            .stdin(Stdio::piped())
+            .stdout(stdout)
+            .stderr(OwnedFd::from(writer));
+        let mut qemu = command.spawn().named("qemu-system-x86_64")?;
+        drop(command);
+        let input = qemu.stdin.take();
+        let (sender, console) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(reader).split(b'\n').map_while(Result::ok) {
+                if sender
+                    .send(String::from_utf8_lossy(&line).trim_end().to_owned())
+                    .is_err()
+                {
+                    break;
+                }
+            }
+        });
+        Ok(Guest {
+            name: name.to_owned(),
+            qemu,
+            input,
+            console,
+            seen: Vec::new(),
+        })
+    }
+
+    /// Waits for the guest's report on its memory.
+    pub fn report(&mut self, limit: Duration) -> Outcome<Report> {
+        let line = self.wait_for("guest: memory=", limit)?;
+        let number = |key: &str| {
+            let value = line
+                .split_ascii_whitespace()
+                .find_map(|word| word.strip_prefix(key))?;
+            value.strip_suffix("MiB")?.parse::<u64>().ok()
+        };
+        match (number("memory="), number("pattern="), line.ends_with(" ok")) {
+            (Some(memory), Some(pattern), true) => Ok(Report {
+                memory: memory * MIB,
+                pattern: pattern * MIB,
+            }),
+            _ => Err(Failure::Fail(format!("{}: {line}", self.name))),
+        }
+    }
+
+    /// Waits until the guest's console shows a line with this text; that line from the text on.
+    pub fn wait_for(&mut self, text: &str, limit: Duration) -> Outcome<String> {
+        let deadline = Instant::now() + limit;
+        loop {
+            match self
+                .console
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            {
+                Ok(line) => {
+                    self.seen.push(line.clone());
+                    if let Some(at) = line.find(text) {
+                        return Ok(line[at..].to_owned());
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(self.trouble(&format!("no '{text}' within {} s", limit.as_secs())))
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(self.trouble(&format!("ended before '{text}'")))
+                }
+            }
+        }
+    }
+
+    /// Asks a holding guest to power off, and waits until it says that its memory was right to the end.
+    pub fn power_off(&mut self) -> Outcome {
+        match self.input.as_mut() {
+            Some(input) => input.write_all(b"off\n").named("the guest's console")?,
+            None => fail!("{}: no way to reach the guest's console", self.name),
+        }
+        let line = self.wait_for("guest: ", Duration::from_secs(120))?;
+        check!(line.ends_with(" ok"), "{}: {line}", self.name);
+        Ok(())
+    }
+
+    /// Waits for QEMU's end: its exit code, or the signal that killed it as a negative number.
+    pub fn wait_end(&mut self, limit: Duration) -> Outcome<i32> {
+        use std::os::unix::process::ExitStatusExt;
+        let deadline = Instant::now() + limit;
+        while Instant::now() < deadline {
+            if let Some(status) = self.qemu.try_wait()? {
+                return Ok(status
+                    .code()
+                    .unwrap_or_else(|| -status.signal().unwrap_or(0)));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Err(self.trouble(&format!("QEMU still runs after {} s", limit.as_secs())))
+    }
+
+    fn trouble(&mut self, what: &str) -> Failure {
+        self.seen.extend(self.console.try_iter());
+        let begin = self.seen.len().saturating_sub(15);
+        for line in &self.seen[begin..] {
+            crate::say!("{}: {line}", self.name);
+        }
+        Failure::Fail(format!("{}: {what}", self.name))
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+}

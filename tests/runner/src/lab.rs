@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Where the lab keeps what a VM is made of.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::initramfs::{Archive, Entry};
+use crate::memory_file::MemoryFile;
+
+/// Anything that keeps the runner from doing its work; the text names the object and what to do.
+pub type Result<T> = std::result::Result<T, String>;
+
+/// Paths of everything, found once.
+#[derive(Debug)]
+pub struct Lab {
+    /// Root file system of the VMs.
+    pub image: PathBuf,
+    /// Kernel of the VMs.
+    pub kernel: PathBuf,
+    /// The static agent.
+    pub agent: PathBuf,
+    /// Directory of the logs.
+    pub run: PathBuf,
+    modules: PathBuf,
+    payload: Vec<PathBuf>,
+}
+
+/// Modules the root file system needs before it can be mounted.
+const ROOT_MODULES: &[&str] = &["virtio_blk", "squashfs", "overlay"];
+
+impl Lab {
+    /// Finds the lab in `directory`, with build output below `target`; `extra` files go into the VMs, too.
+    pub fn find(directory: &Path, target: &Path, extra: &[PathBuf]) -> Result<Lab> {
+        let release = read(&directory.join("release"))?;
+        let modules = Path::new("/usr/lib/modules").join(release.trim());
+        let kernel = modules.join("vmlinuz");
+        let image = directory.join("image/vmroot.squashfs");
+        let agent = target.join("x86_64-unknown-linux-gnu/release/dmem-agent");
+        for (path, made_by) in [(&kernel, "lab"), (&image, "lab"), (&agent, "agent")] {
+            if !path.exists() {
+                return Err(format!("{}: missing; run 'make {made_by}'", path.display()));
+            }
+        }
+        // Optional: cases that need them say so.
+        let payload = [
+            directory.join("module/dax_dmem.ko"),
+            target.join("release/daxdmem"),
+        ];
+        let payload = payload
+            .into_iter()
+            .filter(|path| path.exists())
+            .chain(extra.iter().cloned())
+            .collect();
+        Ok(Lab {
+            image,
+            kernel,
+            agent,
+            run: directory.join("run"),
+            modules,
+            payload,
+        })
+    }
+
+    /// Makes the initramfs of first-level VMs.
+    pub fn initramfs(&self) -> Result<MemoryFile> {
+        let agent = load(&self.agent)?;
+        let mut guest = Archive::new();
+        guest.add(Entry::program("init", &agent));
+        let mut archive = Archive::new();
+        archive.add(Entry::program("init", &agent));
+        archive.add(Entry::directory("modules"));
+        for (index, module) in self.root_modules()?.iter().enumerate() {
+            let name = module
+                .file_name()
+                .map(|name| name.to_string_lossy())
+                .unwrap_or_default();
+            archive.add(Entry::file(
+                &format!("modules/{index:02}-{name}"),
+                &load(module)?,
+            ));
+        }
+        archive.add(Entry::directory("payload"));
+        archive.add(Entry::file("payload/guest.cpio", &guest.finish()));
+        for file in &self.payload {
+            let name = file
+                .file_name()
+                .map(|name| name.to_string_lossy())
+                .unwrap_or_default();
+            archive.add(Entry::file(&format!("payload/{name}"), &load(file)?));
+        }
+        MemoryFile::new(&archive.finish()).map_err(|error| format!("initramfs: {error}"))
+    }
+
+    /// The root's modules and what they depend on, in loading order.
+    fn root_modules(&self) -> Result<Vec<PathBuf>> {
+        let index = read(&self.modules.join("modules.dep"))?;
+        let mut order = Vec::new();
+        for name in ROOT_MODULES {
+            let file = format!("/{name}.ko");
+            let line = index.lines().find(|line| {
+                let path = line.split(':').next().unwrap_or("");
+                path.contains(&file)
+            });
+            let Some((path, needs)) = line.and_then(|line| line.split_once(':')) else {
+                return Err(format!(
+                    "{}: knows no module {name}",
+                    self.modules.join("modules.dep").display()
+                ));
+            };
+            // modules.dep lists what a module needs with the deepest need last.
+            for module in needs.split_ascii_whitespace().rev().chain([path]) {
+                let module = self.modules.join(module);
+                if !order.contains(&module) {
+                    order.push(module);
+                }
+            }
+        }
+        Ok(order)
+    }
+}
+
+fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).map_err(|error| format!("{}: {error}; run 'make lab'", path.display()))
+}
+
+fn load(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
+}

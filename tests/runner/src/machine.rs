@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The table of machines: what first-level VMs look like.
+//!
+//! QEMU's `pc` machine has RAM from 0 to 3 GiB and from 4 GiB up, and the kernel image lies low; reservations
+//! are therefore made from 4 GiB up. How much of a machine's memory the host has to have is written beside it:
+//! untouched guest memory costs nothing.
+
+/// One machine.
+#[derive(Debug)]
+pub struct Machine {
+    /// Name that cases refer to.
+    pub name: &'static str,
+    /// `-m`, in MiB.
+    memory: u64,
+    /// Reservations as (GiB, at GiB), made the way hosts are told to (two parameters each).
+    reserved: &'static [(u64, u64)],
+    /// Further kernel parameters.
+    parameters: &'static str,
+    /// QEMU arguments besides memory.
+    qemu: &'static [&'static str],
+    /// CPU model.
+    cpu: &'static str,
+    /// Virtual CPUs.
+    cpus: u32,
+    /// MiB of host memory the cases of this machine may touch.
+    pub cost: u64,
+}
+
+const GIB: u64 = 1024;
+const TCG: &[&str] = &["-accel", "tcg,thread=multi"];
+/// Everything TCG has, but for what makes Linux use byte-wise string instructions: TCG runs those one byte at a
+/// time, which makes clearing and copying pages five times slower than the loops Linux uses without them.
+const CPU: &str = "max,erms=off,fsrm=off,fzrm=off,fsrs=off,fsrc=off";
+/// The same with four levels of page tables: walks under nested paging are shorter.
+const CPU_LA48: &str = "max,erms=off,fsrm=off,fzrm=off,fsrs=off,fsrc=off,la57=off";
+
+const STD: Machine = Machine {
+    name: "std",
+    memory: 10 * GIB,
+    reserved: &[(6, 4)],
+    parameters: "",
+    qemu: TCG,
+    cpu: CPU,
+    cpus: 2,
+    cost: 7 * GIB,
+};
+
+/// All machines.
+pub const MACHINES: &[Machine] = &[
+    // One region of 6 GiB, 3 GiB for the kernel below it and 1 GiB above.
+    STD,
+    // No region: for the lab's own checks.
+    Machine {
+        name: "small",
+        memory: 1024,
+        reserved: &[],
+        cost: 700,
+        ..STD
+    },
+    // Two regions, kernel memory between them.
+    Machine {
+        name: "two-regions",
+        memory: 12 * GIB,
+        reserved: &[(3, 4), (4, 8)],
+        ..STD
+    },
+    // Two nodes of 6 GiB, a region on each: node 0 is 0..3 and 4..7 GiB, node 1 is 7..13 GiB.
+    Machine {
+        name: "numa",
+        memory: 12 * GIB,
+        reserved: &[(2, 4), (4, 8)],
+        qemu: &[
+            "-accel",
+            "tcg,thread=multi",
+            "-object",
+            "memory-backend-ram,id=node0,size=6G",
+            "-object",
+            "memory-backend-ram,id=node1,size=6G",
+            "-numa",
+            "node,nodeid=0,memdev=node0,cpus=0",
+            "-numa",
+            "node,nodeid=1,memdev=node1,cpus=1",
+        ],
+        ..STD
+    },
+    // Room for two second-level guests of 2 GiB on devices, and for their QEMUs.
+    Machine {
+        name: "nested",
+        cpu: CPU_LA48,
+        ..STD
+    },
+    Machine {
+        name: "thp-never",
+        parameters: "transparent_hugepage=never",
+        ..STD
+    },
+    // The region ends in the middle of a 128 MiB section, the rest of which is RAM.
+    Machine {
+        name: "shared-section",
+        memory: 8 * GIB,
+        reserved: &[],
+        parameters: "memmap=1088M$4G memmap=1088M%4G-2+0xefffffff",
+        cost: 3 * GIB,
+        ..STD
+    },
+    // A persistent-memory namespace for ndctl.
+    Machine {
+        name: "pmem",
+        reserved: &[],
+        parameters: "memmap=3G!6G",
+        memory: 8 * GIB,
+        cost: 5 * GIB,
+        ..STD
+    },
+    // Far more memory than the machine that runs this has: nothing may write to all of it, so init_on_alloc is
+    // off, and the host is asked for no reservation.
+    Machine {
+        name: "big64",
+        memory: 72 * GIB,
+        reserved: &[(64, 4)],
+        parameters: "init_on_alloc=0",
+        qemu: &[
+            "-accel",
+            "tcg,thread=multi",
+            "-object",
+            "memory-backend-ram,id=ram,size=72G,reserve=off",
+            "-machine",
+            "memory-backend=ram",
+        ],
+        cost: 3 * GIB,
+        ..STD
+    },
+    Machine {
+        name: "big384",
+        memory: 384 * GIB,
+        reserved: &[(376, 8)],
+        parameters: "init_on_alloc=0",
+        qemu: &[
+            "-accel",
+            "tcg,thread=multi",
+            "-object",
+            "memory-backend-ram,id=ram,size=384G,reserve=off",
+            "-machine",
+            "memory-backend=ram",
+        ],
+        cost: 3 * GIB,
+        ..STD
+    },
+    // Guest time is a count of instructions: the yardstick for speed.
+    Machine {
+        name: "icount",
+        parameters: "nokaslr",
+        qemu: &["-accel", "tcg", "-icount", "shift=0,sleep=off"],
+        cpus: 1,
+        ..STD
+    },
+];
+
+/// The machine of that name.
+pub fn find(name: &str) -> Option<&'static Machine> {
+    MACHINES.iter().find(|machine| machine.name == name)
+}
+
+impl Machine {
+    /// The kernel command line, without what tells the agent its part.
+    pub fn command_line(&self) -> String {
+        // no_timer_check: a busy host makes the check of the emulated timer fail, and that panics (KVM guests skip
+        // it for the same reason).
+        // panic=-1 reboots at once, which ends QEMU under -no-reboot. An Oops does not panic: the log gate sees
+        // it, and its text is worth more than an early end.
+        let mut line = String::from(
+            "console=ttyS0 no_timer_check panic=-1 dax_hmem.region_idle=1 modprobe.blacklist=kmem",
+        );
+        for (size, at) in self.reserved {
+            // The first keeps KASLR out, the second makes it a region: neither is enough alone.
+            line.push_str(&format!(
+                " memmap={size}G${at}G memmap={size}G%{at}G-2+0xefffffff"
+            ));
+        }
+        if !self.parameters.is_empty() {
+            line.push(' ');
+            line.push_str(self.parameters);
+        }
+        line
+    }
+
+    /// What people are told about it.
+    pub fn description(&self) -> String {
+        let reserved: u64 = self.reserved.iter().map(|(size, _)| size).sum();
+        format!(
+            "{} GiB of memory, {reserved} GiB of it reserved",
+            self.memory / GIB
+        )
+    }
+
+    /// QEMU's arguments for CPU and memory.
+    pub fn qemu_arguments(&self) -> Vec<String> {
+        let mut arguments: Vec<String> = self.qemu.iter().map(|word| (*word).to_owned()).collect();
+        arguments.extend(["-cpu", self.cpu, "-smp", &self.cpus.to_string()].map(str::to_owned));
+        arguments.extend(["-m".to_owned(), format!("{}M", self.memory)]);
+        arguments
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_reservations_lie_in_high_memory() {
+        for (index, machine) in MACHINES.iter().enumerate() {
+            assert!(
+                MACHINES[index + 1..]
+                    .iter()
+                    .all(|other| other.name != machine.name),
+                "{}",
+                machine.name
+            );
+            for (size, at) in machine.reserved {
+                assert!(
+                    *at >= 4 && (at + size) * GIB <= machine.memory + GIB,
+                    "{}",
+                    machine.name
+                );
+            }
+            // The boot code keeps KASLR out of four ranges at most.
+            assert!(machine.reserved.len() <= 4);
+        }
+    }
+
+    #[test]
+    fn each_reservation_has_both_parameters() {
+        let line = find("std").unwrap().command_line();
+        assert!(
+            line.contains(" memmap=6G$4G memmap=6G%4G-2+0xefffffff"),
+            "{line}"
+        );
+    }
+}

@@ -1,0 +1,351 @@
+// SPDX-License-Identifier: GPL-2.0
+//! One VM from boot to end: hands cases to the agent, answers its requests, and ends the VM when it must.
+
+use std::time::{Duration, Instant};
+
+use crate::catalog::Case;
+use crate::console::Console;
+use crate::lab::{Lab, Result};
+use crate::machine::Machine;
+use crate::memory_file::MemoryFile;
+use crate::report::{Report, Verdict};
+use crate::tlb;
+use crate::vm::{Event, Vm};
+
+/// From QEMU's start to the agent's first request. The largest machine takes 20 s on a slow host.
+const BOOT_LIMIT: Duration = Duration::from_secs(60);
+/// A case past its limit that still says something is slow, not hung; this many limits are enough for anything.
+const LIMITS: u32 = 3;
+/// Silence that makes a case past its limit hung.
+const SILENCE: Duration = Duration::from_secs(3);
+const TICK: Duration = Duration::from_millis(100);
+const TAIL: usize = 30;
+
+/// What a session needs from outside.
+pub struct Context<'a> {
+    /// Where things are.
+    pub lab: &'a Lab,
+    /// Initramfs of the VMs.
+    pub initramfs: &'a MemoryFile,
+    /// Where lines and verdicts go.
+    pub report: &'a Report,
+    /// Multiplies all time limits.
+    pub patience: u32,
+}
+
+/// The running case.
+struct Running {
+    case: Case,
+    begin: Instant,
+    /// [`Vm::waited`] when it began.
+    waited: Duration,
+    last_sign: Instant,
+    /// Set by the kernel's distress.
+    deadline: Option<Instant>,
+}
+
+/// Why the VM ended.
+enum End {
+    /// There is nothing left to do in it.
+    Done,
+    /// It, or the case in it, is beyond help.
+    Broken(String),
+}
+
+/// Boots a VM and runs cases in it until `next` has no more or the VM is not to be trusted any more.
+///
+/// `next` is told whether the VM has run a case before, and gives the next case for it. An error means that
+/// the machine did not come up at all.
+pub fn run(
+    context: &Context<'_>,
+    machine: &Machine,
+    mut next: impl FnMut(bool) -> Option<Case>,
+) -> Result<()> {
+    let begin = Instant::now();
+    let mut vm = Vm::boot(context.lab, machine, context.initramfs)?;
+    let mut session = Session {
+        context,
+        machine,
+        begin,
+        console: Console::default(),
+        running: None,
+        used: false,
+        spoilt: false,
+        boot_deadline: Some(begin + BOOT_LIMIT * context.patience),
+    };
+    let end = session.serve(&mut vm, &mut next);
+    drop(vm);
+    match (end, session.running.take()) {
+        (End::Done, None) => Ok(()),
+        (End::Done, Some(running)) => {
+            session.fail(&running, "the VM ended without a verdict".to_owned());
+            Ok(())
+        }
+        (End::Broken(reason), Some(running)) => {
+            session.fail(&running, reason);
+            Ok(())
+        }
+        (End::Broken(reason), None) if session.used => {
+            // The cases have their verdicts; the VM broke between two of them.
+            context.report.diagnostic(
+                machine.name,
+                &format!("the VM broke after its last case: {reason}"),
+            );
+            Ok(())
+        }
+        (End::Broken(reason), None) => {
+            for line in session.console.tail(TAIL) {
+                context
+                    .report
+                    .diagnostic(machine.name, &format!("    {line}"));
+            }
+            Err(format!(
+                "machine {} did not come up: {reason}",
+                machine.name
+            ))
+        }
+    }
+}
+
+struct Session<'a> {
+    context: &'a Context<'a>,
+    machine: &'a Machine,
+    begin: Instant,
+    console: Console,
+    running: Option<Running>,
+    used: bool,
+    /// A case failed here, or wanted the VM for itself: nothing else runs in it.
+    spoilt: bool,
+    boot_deadline: Option<Instant>,
+}
+
+impl Session<'_> {
+    fn serve(&mut self, vm: &mut Vm, next: &mut impl FnMut(bool) -> Option<Case>) -> End {
+        loop {
+            let event = vm.next(TICK);
+            if let (Some(running), Some(_)) = (&mut self.running, &event) {
+                running.last_sign = Instant::now();
+            }
+            let end = match event {
+                Some(Event::Console(line)) => {
+                    self.on_console(line);
+                    None
+                }
+                Some(Event::Control(line)) => self.on_control(vm, &line, next),
+                Some(Event::Ended) => {
+                    let reason = self
+                        .console
+                        .reason()
+                        .unwrap_or("the VM ended without a verdict");
+                    Some(End::Broken(reason.to_owned()))
+                }
+                None => None,
+            };
+            if let Some(end) = end.or_else(|| self.overdue(vm)) {
+                return end;
+            }
+        }
+    }
+
+    fn on_console(&mut self, line: String) {
+        if let (Some(distress), Some(running)) = (self.console.push(line), &mut self.running) {
+            running.deadline = Some(Instant::now() + distress.grace() * self.context.patience);
+        }
+    }
+
+    fn on_control(
+        &mut self,
+        vm: &mut Vm,
+        line: &str,
+        next: &mut impl FnMut(bool) -> Option<Case>,
+    ) -> Option<End> {
+        if let Some(request) = line.strip_prefix('@') {
+            if request == "next" {
+                return self.on_next(vm, next);
+            }
+            let answer = answer(vm, request)
+                .and_then(|text| vm.reply(&text).map_err(|error| error.to_string()));
+            return answer
+                .err()
+                .map(|error| End::Broken(format!("request '{request}': {error}")));
+        }
+        let Some(running) = &self.running else {
+            self.context.report.diagnostic("agent", line);
+            return None;
+        };
+        match parse_verdict(line) {
+            None => {
+                let text = line
+                    .strip_prefix('#')
+                    .map_or(line, |text| text.strip_prefix(' ').unwrap_or(text));
+                self.context.report.diagnostic(&running.case.name, text);
+            }
+            Some((name, verdict)) if name == running.case.name => self.on_verdict(verdict),
+            Some((name, _)) => {
+                return Some(End::Broken(format!(
+                    "the agent gave a verdict on '{name}' instead"
+                )))
+            }
+        }
+        None
+    }
+
+    fn on_next(&mut self, vm: &mut Vm, next: &mut impl FnMut(bool) -> Option<Case>) -> Option<End> {
+        if self.boot_deadline.take().is_some() {
+            let seconds = self.begin.elapsed().as_secs_f64();
+            let name = self.machine.name;
+            let text = format!("machine {name} is up after {seconds:.1} s");
+            self.context.report.diagnostic(name, &text);
+        }
+        if self.running.is_some() {
+            return Some(End::Broken("the agent gave no verdict".to_owned()));
+        }
+        let case = if self.spoilt { None } else { next(self.used) };
+        let Some(case) = case else {
+            return Some(End::Done);
+        };
+        if let Err(error) = vm.reply(&case.name) {
+            return Some(End::Broken(format!("the agent cannot be reached: {error}")));
+        }
+        self.used = true;
+        self.spoilt = case.fresh;
+        let now = Instant::now();
+        self.running = Some(Running {
+            case,
+            begin: now,
+            waited: vm.waited(),
+            last_sign: now,
+            deadline: None,
+        });
+        None
+    }
+
+    fn on_verdict(&mut self, verdict: Verdict) {
+        let Some(running) = self.running.take() else {
+            return;
+        };
+        match verdict {
+            Verdict::Fail(reason) => self.fail(&running, reason),
+            verdict => {
+                let seconds = running.begin.elapsed().as_secs_f64();
+                let counted = self
+                    .context
+                    .report
+                    .verdict(&running.case.name, verdict, seconds);
+                self.spoilt |= matches!(counted, Verdict::Fail(_));
+            }
+        }
+    }
+
+    fn overdue(&self, vm: &Vm) -> Option<End> {
+        let now = Instant::now();
+        if self
+            .boot_deadline
+            .is_some_and(|deadline| now > deadline + vm.waited())
+        {
+            return Some(End::Broken(
+                self.console
+                    .reason()
+                    .unwrap_or("no sign of the agent in time")
+                    .to_owned(),
+            ));
+        }
+        let running = self.running.as_ref()?;
+        if running.deadline.is_some_and(|deadline| now > deadline) {
+            return Some(End::Broken(
+                self.console
+                    .reason()
+                    .unwrap_or("the kernel is in distress")
+                    .to_owned(),
+            ));
+        }
+        let limit = Duration::from_secs(running.case.limit) * self.context.patience;
+        let age = now - running.begin;
+        if age <= limit {
+            return None;
+        }
+        let age = age.saturating_sub(vm.waited().saturating_sub(running.waited));
+        let silent = now - running.last_sign > SILENCE * self.context.patience;
+        if age > limit * LIMITS || (age > limit && silent) {
+            let (age, limit) = (age.as_secs(), limit.as_secs());
+            return Some(End::Broken(format!(
+                "hung: no verdict after {age} s (limit {limit} s)"
+            )));
+        }
+        None
+    }
+
+    fn fail(&mut self, running: &Running, reason: String) {
+        self.spoilt = true;
+        let name = &running.case.name;
+        let report = self.context.report;
+        let directory = self.context.lab.run.join(name);
+        for line in self.console.tail(TAIL) {
+            report.diagnostic(name, &format!("    {line}"));
+        }
+        match self.console.save(&directory) {
+            Ok(()) => report.diagnostic(
+                name,
+                &format!("whole console in {}/console.log", directory.display()),
+            ),
+            Err(error) => report.diagnostic(name, &error),
+        }
+        report.verdict(
+            name,
+            Verdict::Fail(reason),
+            running.begin.elapsed().as_secs_f64(),
+        );
+    }
+}
+
+fn answer(vm: &mut Vm, request: &str) -> Result<String> {
+    if let Some(line) = request.strip_prefix("hmp ") {
+        return vm.qmp.monitor(line, 0);
+    }
+    let words: Vec<&str> = request.split(' ').collect();
+    let address = |word: &str| u64::from_str_radix(word, 16).ok();
+    match words[..] {
+        ["tlb", cpu, low, high] => match (cpu.parse(), address(low), address(high)) {
+            (Ok(cpu), Some(low), Some(high)) => tlb::look(&mut vm.qmp, cpu, low, high),
+            _ => Err("bad numbers".to_owned()),
+        },
+        _ => Err("no such request".to_owned()),
+    }
+}
+
+/// `ok - NAME # …`, `ok - NAME # SKIP reason`, `not ok - NAME # reason`.
+fn parse_verdict(line: &str) -> Option<(&str, Verdict)> {
+    let (good, rest) = match line.strip_prefix("ok - ") {
+        Some(rest) => (true, rest),
+        None => (false, line.strip_prefix("not ok - ")?),
+    };
+    let (name, remark) = rest.split_once(" # ").unwrap_or((rest, ""));
+    let verdict = match (good, remark.strip_prefix("SKIP ")) {
+        (true, None) => Verdict::Pass,
+        (true, Some(reason)) => Verdict::Skip(reason.to_owned()),
+        (false, _) => Verdict::Fail(remark.to_owned()),
+    };
+    Some((name, verdict))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verdicts_are_told_from_diagnostics() {
+        assert_eq!(
+            parse_verdict("ok - a # time 1.0s"),
+            Some(("a", Verdict::Pass))
+        );
+        assert_eq!(
+            parse_verdict("ok - a # SKIP no disk"),
+            Some(("a", Verdict::Skip("no disk".into())))
+        );
+        assert_eq!(
+            parse_verdict("not ok - a # x # y"),
+            Some(("a", Verdict::Fail("x # y".into())))
+        );
+        assert_eq!(parse_verdict("# ok - a"), None);
+    }
+}

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A running first-level VM: its process, console, control port and monitor.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
+use std::time::Duration;
+
+use crate::lab::{Lab, Result};
+use crate::machine::Machine;
+use crate::memory_file::MemoryFile;
+use crate::qmp::Qmp;
+
+/// What a VM does.
+pub enum Event {
+    /// A line on the kernel's console.
+    Console(String),
+    /// A line from the agent.
+    Control(String),
+    /// QEMU ended, and nothing more will come from the console.
+    Ended,
+}
+
+/// A VM; QEMU is killed when the value is dropped, or when the thread that started it ends.
+pub struct Vm {
+    qemu: Child,
+    events: Receiver<Event>,
+    control: UnixStream,
+    /// The monitor.
+    pub qmp: Qmp,
+}
+
+impl Vm {
+    /// Boots the machine with this initramfs.
+    pub fn boot(lab: &Lab, machine: &Machine, initramfs: &MemoryFile) -> Result<Vm> {
+        let (control, control_far) = UnixStream::pair().map_err(text)?;
+        let (monitor, monitor_far) = UnixStream::pair().map_err(text)?;
+        let mut command = command(lab, machine, initramfs, "");
+        for (id, stream) in [("control", &control_far), ("monitor", &monitor_far)] {
+            command.args([
+                "-chardev",
+                &format!("socket,id={id},fd={}", stream.as_raw_fd()),
+            ]);
+        }
+        command.args(["-mon", "chardev=monitor,mode=control", "-serial", "stdio"]);
+        command.args([
+            "-device",
+            "virtio-serial-pci",
+            "-device",
+            "virtserialport,name=dmem.control,chardev=control",
+        ]);
+        // QEMU's own complaints belong to the console log.
+        let (console, writer) = UnixStream::pair().map_err(text)?;
+        let writers = [writer.try_clone().map_err(text)?, writer]
+            .map(|stream| Stdio::from(OwnedFd::from(stream)));
+        let [stdout, stderr] = writers;
+        command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
+        let descriptors = [
+            control_far.as_raw_fd(),
+            monitor_far.as_raw_fd(),
+            initramfs.as_raw_fd(),
+        ];
+        // SAFETY: only async-signal-safe calls between fork and exec.
+        unsafe {
+            command.pre_exec(move || keep_open(&descriptors).and_then(|()| die_with_parent()))
+        };
+        let qemu = command
+            .spawn()
+            .map_err(|error| format!("qemu-system-x86_64: {error}"))?;
+        // Only QEMU may hold the far ends, or their closing would never be seen.
+        drop((command, control_far, monitor_far));
+        let (sender, events) = channel();
+        let port = control.try_clone().map_err(text)?;
+        read_lines(console, sender.clone(), Event::Console, Some(Event::Ended));
+        read_lines(port, sender, Event::Control, None);
+        let mut qemu = qemu;
+        match Qmp::new(monitor) {
+            Ok(qmp) => Ok(Vm {
+                qemu,
+                events,
+                control,
+                qmp,
+            }),
+            Err(error) => {
+                let _ = qemu.kill();
+                let _ = qemu.wait();
+                let said: Vec<String> = events.iter().filter_map(console_line).collect();
+                Err(format!(
+                    "machine {}: QEMU did not start: {error}; {}",
+                    machine.name,
+                    said.join("; ")
+                ))
+            }
+        }
+    }
+
+    /// How long the VM's busiest thread was ready to run but had to wait for a host CPU.
+    ///
+    /// Time that the VM did not get is no sign of a hang, and hosts that run VMs beside compilers are common.
+    pub fn waited(&self) -> Duration {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.qemu.id()));
+        // "time on CPU, time waiting, slices", in nanoseconds.
+        let waiting = |path: std::path::PathBuf| {
+            let text = std::fs::read_to_string(path.join("schedstat")).ok()?;
+            text.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()
+        };
+        let longest = tasks
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|task| waiting(task.path()))
+            .max();
+        Duration::from_nanos(longest.unwrap_or(0))
+    }
+
+    /// The next event, `None` if nothing happens for that long.
+    pub fn next(&self, wait: Duration) -> Option<Event> {
+        match self.events.recv_timeout(wait) {
+            Ok(event) => Some(event),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => Some(Event::Ended),
+        }
+    }
+
+    /// Answers a request of the agent.
+    pub fn reply(&mut self, payload: &str) -> io::Result<()> {
+        self.control
+            .write_all(format!("{}\n{payload}", payload.len()).as_bytes())
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+}
+
+/// Runs a VM in the foreground with its console and QEMU's monitor on the terminal.
+pub fn run_interactive(lab: &Lab, machine: &Machine, initramfs: &MemoryFile) -> Result<()> {
+    let mut command = command(lab, machine, initramfs, " dmem.mode=shell quiet");
+    command.args(["-serial", "mon:stdio"]);
+    let descriptors = [initramfs.as_raw_fd()];
+    // SAFETY: only async-signal-safe calls between fork and exec.
+    unsafe { command.pre_exec(move || keep_open(&descriptors).and_then(|()| die_with_parent())) };
+    let status = command
+        .status()
+        .map_err(|error| format!("qemu-system-x86_64: {error}"))?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(format!(
+            "machine {}: QEMU ended with {status}",
+            machine.name
+        ))
+    }
+}
+
+fn command(lab: &Lab, machine: &Machine, initramfs: &MemoryFile, parameters: &str) -> Command {
+    let mut command = Command::new("qemu-system-x86_64");
+    command.args([
+        "-name",
+        machine.name,
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+    ]);
+    command.args(machine.qemu_arguments());
+    command
+        .arg("-kernel")
+        .arg(&lab.kernel)
+        .arg("-initrd")
+        .arg(initramfs.path_in_child());
+    command.args([
+        "-append",
+        &format!("{} dmem.role=init{parameters}", machine.command_line()),
+    ]);
+    let image = format!(
+        "file={},format=raw,if=none,id=root,readonly=on",
+        lab.image.display()
+    );
+    command.args(["-drive", &image, "-device", "virtio-blk-pci,drive=root"]);
+    command
+}
+
+fn keep_open(descriptors: &[RawFd]) -> io::Result<()> {
+    for fd in descriptors {
+        // SAFETY: clears close-on-exec of a descriptor of this process.
+        if unsafe { libc::fcntl(*fd, libc::F_SETFD, 0) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// However the runner ends, its VMs end with it.
+fn die_with_parent() -> io::Result<()> {
+    // SAFETY: a plain system call on the calling process.
+    match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn read_lines(
+    source: impl Read + Send + 'static,
+    sender: Sender<Event>,
+    make: fn(String) -> Event,
+    last: Option<Event>,
+) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(source)
+            .split(b'\n')
+            .map_while(io::Result::ok)
+        {
+            let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+            if sender.send(make(line)).is_err() {
+                return;
+            }
+        }
+        if let Some(event) = last {
+            // Nobody listens any more when the VM was given up.
+            let _ = sender.send(event);
+        }
+    });
+}
+
+fn console_line(event: Event) -> Option<String> {
+    match event {
+        Event::Console(line) => Some(line),
+        _ => None,
+    }
+}
+
+fn text(error: io::Error) -> String {
+    format!("making the pipes of a VM: {error}")
+}
