@@ -152,11 +152,15 @@ pub(crate) fn bind(dev_dax: &DevDax<'_>) -> Result<Binding, Error> {
         },
         GFP_KERNEL,
     )?;
-    registry::publish(device.clone())?;
-    match CharDevice::publish(dev_dax, device.inode()) {
+    // From the registry on, the device may be opened: a node that was looked up before an earlier
+    // unbind leads to this driver as well. Mappings made before have no leaf.
+    device.inode().set_has_pages(false);
+    let published = registry::publish(device.clone()).and_then(|()| CharDevice::publish(dev_dax));
+    match published {
         Ok(node) => Ok(Binding { device, node }),
         Err(error) => {
             registry::retire(&device);
+            dev_dax.kill(device.inode());
             registry::release_retired(device);
             Err(error.into())
         }

@@ -14,7 +14,6 @@ use crate::plan::{PageOff, PAGE_SIZE};
 use crate::registry;
 
 use super::dev_dax::DevDax;
-use super::inode::DaxInode;
 use super::vma::{device_of, Request};
 use super::{from_ulong, raw, this_module, to_ulong, Table};
 
@@ -36,11 +35,9 @@ unsafe impl Sync for CharDevice {}
 
 impl CharDevice {
     /// Publishes the device's node; files can be opened from here on.
-    pub(crate) fn publish(dev_dax: &DevDax<'_>, inode: &DaxInode) -> Result<Self> {
+    pub(crate) fn publish(dev_dax: &DevDax<'_>) -> Result<Self> {
         // SAFETY: Allocates a cdev.
         let cdev = NonNull::new(unsafe { raw::cdev_alloc() }).ok_or(ENOMEM)?;
-        // Files of this driver only: mappings made before had leaves with pages, and have none now.
-        inode.set_has_pages(false);
         // SAFETY: The cdev is new and ours until `cdev_add()`; the operations are a static of this
         // module; the parent is a registered device.
         let added = to_result(unsafe {
@@ -51,7 +48,6 @@ impl CharDevice {
             raw::cdev_add(cdev, dev_dax.devt(), 1)
         });
         if let Err(error) = added {
-            inode.set_has_pages(true);
             // SAFETY: Drops the only reference to a cdev that was not added; only `cdev_add()`
             // would have taken the reference to the parent that the release gives back.
             unsafe {

@@ -44,7 +44,7 @@ impl DaxInode {
     /// `vma_is_special_huge`). So the bit is off while this driver owns the device.
     ///
     /// May be called only with the device lock held and while no mapping of the inode has a leaf.
-    pub(super) fn set_has_pages(&self, has_pages: bool) {
+    pub(crate) fn set_has_pages(&self, has_pages: bool) {
         // SAFETY: Valid by the invariant; the device lock keeps other drivers' changes away.
         let flags = unsafe { &mut (*self.as_ptr()).i_flags };
         if has_pages {
