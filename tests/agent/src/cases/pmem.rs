@@ -24,8 +24,8 @@ pub const CASES: &[Case] = &[Case {
     ..Case::DEFAULT
 }];
 
-fn namespace() -> Outcome {
-    payload::need_module()?;
+/// Makes a namespace in devdax mode of the machine's persistent memory; its device.
+pub(super) fn make_namespace() -> Outcome<Device> {
     // There is no udev to load what the namespace's devices ask for.
     ["nd_e820", "nd_pmem", "dax_pmem"]
         .into_iter()
@@ -34,13 +34,15 @@ fn namespace() -> Outcome {
         .limit(30)
         .run()?;
     // ndctl answers in JSON; the device is the only `"chardev":"daxX.Y"` in it.
-    let name = made
-        .split('"')
-        .skip_while(|word| *word != "chardev")
-        .nth(2)
-        .map(str::to_owned);
+    let name = made.split('"').skip_while(|word| *word != "chardev").nth(2);
     let name = name.ok_or_else(|| Failure::Fail(format!("ndctl named no device: {made}")))?;
-    let device = Device::existing(&name);
+    Ok(Device::existing(name))
+}
+
+fn namespace() -> Outcome {
+    payload::need_module()?;
+    let device = make_namespace()?;
+    let name = &device.name;
     if device.driver().is_some() {
         device.unbind()?;
     }

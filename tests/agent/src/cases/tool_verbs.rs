@@ -9,7 +9,7 @@ use crate::device::{driver_attribute, Device, DAX_DMEM, DEVICE_DAX};
 use crate::mapping::Map;
 use crate::region::{Region, GIB, MIB};
 use crate::spinner::Spinner;
-use crate::{check, check_eq, module, say, sysfs};
+use crate::{check, check_eq, say, sysfs};
 
 use super::tool_host::{
     check_guest, check_no_stale_id, check_not_rebound, device_of, done, gib_leaves, link, need,
@@ -418,15 +418,8 @@ fn bind_unbind() -> Outcome {
 
 fn static_device() -> Outcome {
     need()?;
-    ["nd_e820", "nd_pmem", "dax_pmem"]
-        .into_iter()
-        .try_for_each(module::load)?;
-    let made = Command::line("ndctl create-namespace -f -e namespace0.0 -m devdax -M mem -a 1G")
-        .limit(30)
-        .run()?;
-    let name = made.split('"').skip_while(|word| *word != "chardev").nth(2);
-    let name = name.ok_or_else(|| Failure::Fail(format!("ndctl named no device: {made}")))?;
-    let device = Device::existing(name);
+    let device = super::pmem::make_namespace()?;
+    let name = device.name.as_str();
     if device.driver().is_none() {
         device.bind(DEVICE_DAX)?;
     }
