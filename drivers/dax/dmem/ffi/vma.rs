@@ -3,8 +3,8 @@
 //! VMAs of a page-less device: what mmap asks for, and the operations the kernel calls on them.
 //!
 //! One type per state of locking: [`Request`] is a VMA that does not exist yet, [`FaultSite`] (in
-//! `insert.rs`) one under the mmap read lock or the VMA lock, [`Splitting`] one under the mmap
-//! write lock.
+//! `insert.rs`) one under the mmap read lock or the VMA lock, [`Splitting`] and [`Copied`] one under
+//! the mmap write lock.
 
 use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
