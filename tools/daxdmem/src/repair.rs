@@ -146,15 +146,7 @@ fn undo_create(store: &mut Store, links: &Links, create: &Create) -> Result<Ende
         Some(device) => match unmake(&device, create)? {
             Unmade::Yes => Ended::CreateUndone(create.name.clone()),
             Unmade::InUse => {
-                links.set(&create.name, device.name)?;
-                let guest = Guest {
-                    device: device.identity(),
-                    ranges: create.ranges.clone(),
-                };
-                store.update(|state| {
-                    state.guests.insert(create.name.clone(), guest);
-                    state.operation = None;
-                })?;
+                record(store, links, create, &device.identity())?;
                 return Ok(Ended::CreateDone(create.name.clone(), device.name));
             }
             Unmade::Changed(why) => Ended::LeftAlone(create.name.clone(), device.name, why),
@@ -163,6 +155,19 @@ fn undo_create(store: &mut Store, links: &Links, create: &Create) -> Result<Ende
     links.remove(&create.name)?;
     store.update(|state| state.operation = None)?;
     Ok(ended)
+}
+
+/// The last steps of making a device: makes it the guest's, by link and in the state.
+pub fn record(store: &mut Store, links: &Links, create: &Create, device: &Identity) -> Result<()> {
+    links.set(&create.name, device.device)?;
+    let guest = Guest {
+        device: device.clone(),
+        ranges: create.ranges.clone(),
+    };
+    store.update(|state| {
+        state.guests.insert(create.name.clone(), guest);
+        state.operation = None;
+    })
 }
 
 enum Unmade {

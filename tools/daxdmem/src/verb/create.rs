@@ -21,7 +21,7 @@ use crate::link::Links;
 use crate::repair;
 use crate::size::Size;
 use crate::space::{choose, extent_of, Layout, Space};
-use crate::store::{Guest, State, Store};
+use crate::store::{State, Store};
 use crate::terminal::done;
 
 /// Runs it.
@@ -254,15 +254,7 @@ fn make(
     }
     change::bind(&device)?;
     change::expect_ranges(&device, &entry.ranges)?;
-    links.set(&entry.name, device.device)?;
-    let guest = Guest {
-        device: device.clone(),
-        ranges: entry.ranges.clone(),
-    };
-    store.update(|state| {
-        state.guests.insert(entry.name.clone(), guest);
-        state.operation = None;
-    })?;
+    repair::record(store, links, &entry, &device)?;
     Ok((device, entry.ranges))
 }
 
