@@ -39,6 +39,11 @@ impl<T, E: Into<Failure>> Named<T> for Result<T, E> {
     }
 }
 
+/// The error number of a system call that failed; `None` when it did not fail.
+pub fn errno<T>(result: std::io::Result<T>) -> Option<i32> {
+    result.err().and_then(|error| error.raw_os_error())
+}
+
 /// One row of the case table.
 pub struct Case {
     /// Name on the command line and in the report; words joined by `-`.

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::case::{Case, Outcome};
+use crate::case::{errno, Case, Outcome};
 use crate::device::{driver_attribute, Device, DAX_DMEM};
 use crate::kvm::{self, KvmPages};
 use crate::memory::human;
@@ -87,10 +87,7 @@ fn guest_loses_device() -> Outcome {
         held.contains(&device.name),
         "quarantine is '{held}' while QEMU has the device"
     );
-    let busy = device
-        .try_bind(DAX_DMEM)
-        .err()
-        .and_then(|error| error.raw_os_error());
+    let busy = errno(device.try_bind(DAX_DMEM));
     check_eq!(busy, Some(libc::EBUSY), "errno of binding under QEMU");
     let end = guest.wait_end(Duration::from_secs(20))?;
     check_eq!(end, -libc::SIGBUS, "end of QEMU");

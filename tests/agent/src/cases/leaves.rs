@@ -242,7 +242,7 @@ fn touched(map: Map, file: &std::fs::File, step: u64) -> Outcome<Mapping> {
 /// The leaves of a process that makes this mapping of the device from `offset` on.
 ///
 /// Fails unless each is write-back and leads where sysfs says the device is, and the kernel has no mapping of its own.
-fn proven(
+pub(super) fn proven(
     device: &Device,
     offset: u64,
     map: impl FnOnce(&std::fs::File) -> Outcome<Mapping>,

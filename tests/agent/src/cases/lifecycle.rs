@@ -3,7 +3,7 @@
 
 use std::io;
 
-use crate::case::{Case, Outcome};
+use crate::case::{errno, Case, Outcome};
 use crate::child::{Child, End};
 use crate::device::{driver_attribute, Device, DAX_DMEM, DEVICE_DAX};
 use crate::kernel_log::KernelLog;
@@ -75,11 +75,7 @@ fn openers(device: &Device) -> Outcome<u64> {
 }
 
 fn refused_as_busy(result: io::Result<()>, what: &str) -> Outcome {
-    check_eq!(
-        result.err().and_then(|error| error.raw_os_error()),
-        Some(libc::EBUSY),
-        "errno of {what}"
-    );
+    check_eq!(errno(result), Some(libc::EBUSY), "errno of {what}");
     Ok(())
 }
 
@@ -112,18 +108,13 @@ fn unbind_while_mapped() -> Outcome {
             Err(libc::SIGBUS),
             "access to the single page after unbind"
         );
-        let again = Map::new(4 * KIB)
-            .file(&file)
-            .err()
-            .and_then(|error| error.raw_os_error());
+        let again = errno(Map::new(4 * KIB).file(&file));
         check_eq!(
             again,
             Some(libc::ENXIO),
             "errno of mmap on the open file after unbind"
         );
-        let opened = std::fs::File::open(device.path())
-            .err()
-            .and_then(|error| error.raw_os_error());
+        let opened = errno(std::fs::File::open(device.path()));
         check!(opened.is_some(), "the device could be opened after unbind");
         link.send("dead")?;
         drop((file, mapping));
@@ -292,9 +283,7 @@ fn quarantine_holds_ranges() -> Outcome {
 fn unload() -> Outcome {
     let device = page_less(GIB, &[(0, GIB)])?;
     let busy = |what: &str| -> Outcome {
-        let error = module::unload(DAX_DMEM)
-            .err()
-            .and_then(|error| error.raw_os_error());
+        let error = errno(module::unload(DAX_DMEM));
         check_eq!(
             error,
             Some(libc::EWOULDBLOCK),
@@ -364,10 +353,7 @@ fn memory_with_pages() -> Outcome {
     let tail = region.create(2 * MIB, &[(size, region.size - size)])?;
     let mut log = KernelLog::open()?;
     log.read_new();
-    let error = tail
-        .try_bind(DAX_DMEM)
-        .err()
-        .and_then(|error| error.raw_os_error());
+    let error = errno(tail.try_bind(DAX_DMEM));
     check_eq!(
         error,
         Some(libc::EINVAL),

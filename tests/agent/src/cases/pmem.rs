@@ -11,9 +11,10 @@ use crate::mapping::Map;
 use crate::memory::human;
 use crate::pages::Census;
 use crate::region::{GIB, MIB};
-use crate::spinner::Spinner;
 use crate::vmm::{self, Guest};
 use crate::{check, check_eq, module, payload, say};
+
+use super::leaves::proven;
 
 pub const CASES: &[Case] = &[Case {
     name: "pmem-namespace",
@@ -51,16 +52,13 @@ fn namespace() -> Outcome {
     say!("{name}: {}", human(size));
     check_eq!(size, 2 * GIB, "size of {name}");
 
-    let spinner = Spinner::start(|| {
-        let mapping = Map::new(2 * GIB).file(&device.open()?)?;
+    let leaves = proven(&device, 0, |file| {
+        let mapping = Map::new(2 * GIB).file(file)?;
         mapping.write(0, 1);
         mapping.write(GIB, 1);
         Ok(mapping)
     })?;
-    let leaves = spinner.leaves()?;
-    leaves.check_write_back()?;
     check_eq!(leaves.census(), Census::new(2, 0, 0), "leaves of {name}");
-    drop(spinner);
 
     kvm::load()?;
     let mut guest = Guest::start("pmem", size, &vmm::device(&device, "1G")?, true)?;
