@@ -12,5 +12,5 @@ mod place;
 #[path = "plan.rs"]
 mod plan;
 
-pub use place::{place, Extent, PlaceError};
+pub use place::{place, PlaceError};
 pub use plan::*;

@@ -12,25 +12,9 @@
 
 use core::cmp::Reverse;
 
-use super::plan::{Leaf, PhysAddr};
+use super::plan::{Extent, Leaf, PhysAddr};
 
 const GIB: u64 = Leaf::Pud.size();
-
-/// A piece of physical memory: `len` bytes from `start`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Extent {
-    /// Its first byte.
-    pub start: PhysAddr,
-    /// Bytes in it.
-    pub len: u64,
-}
-
-impl Extent {
-    /// First address behind the piece; `None` where that exceeds 64 bits.
-    pub fn end(&self) -> Option<PhysAddr> {
-        self.start.checked_add(self.len)
-    }
-}
 
 /// Why there is no layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

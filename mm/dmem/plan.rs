@@ -13,15 +13,19 @@
 //! faulting address, [`fill`] what to install with 4 KiB leaves. [`congruence()`] chooses the start
 //! of a mapping so that large leaves become possible.
 //!
+//! Apart from that stands [`ExtentSet`]: which memory is known to be zero.
+//!
 //! Addresses, page offsets and leaf sizes are distinct types (see [`PhysAddr`]): mixing them does
 //! not compile.
 
 mod congruence;
+mod extents;
 mod leaf;
 mod ranges;
 mod units;
 
 pub use congruence::{congruence, Congruence};
+pub use extents::{Extent, ExtentSet, Missing, Store};
 pub use leaf::{fill, fits, largest, Placement, Window};
 pub use ranges::{Checked, DevRange, RangeError, RangeFault, RangeMap, MAX_RANGES};
 pub use units::{Leaf, PageOff, PhysAddr, VirtAddr, PAGE_SHIFT, PAGE_SIZE};

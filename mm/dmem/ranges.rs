@@ -9,6 +9,7 @@
 use core::fmt;
 use core::ops::Deref;
 
+use super::extents::Extent;
 use super::units::{Leaf, PageOff, PhysAddr, PAGE_SIZE};
 
 /// Most ranges a device may have.
@@ -34,6 +35,15 @@ impl DevRange {
     #[inline]
     pub fn end(&self) -> Option<PhysAddr> {
         self.start.checked_add(self.pages.checked_mul(PAGE_SIZE)?)
+    }
+
+    /// The range as a piece of physical memory; one that exceeds 64 bits is cut off there.
+    #[inline]
+    pub fn extent(&self) -> Extent {
+        Extent {
+            start: self.start,
+            len: self.pages.saturating_mul(PAGE_SIZE),
+        }
     }
 
     /// Device offset behind the last page; `None` where it exceeds 64 bits.
