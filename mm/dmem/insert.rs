@@ -13,8 +13,9 @@
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 
+use crate::ffi::vma::window_of;
 use crate::ffi::{from_ulong, raw, to_ulong};
-use crate::plan::{Leaf, PageOff, Placement, VirtAddr, Window, PAGE_SIZE};
+use crate::plan::{Leaf, Placement, VirtAddr, Window, PAGE_SIZE};
 
 /// A page fault that is being answered.
 ///
@@ -64,21 +65,12 @@ impl FaultSite<'_> {
     /// The VMA's bounds and device offset.
     pub(crate) fn window(&self) -> Option<Window> {
         // SAFETY: The VMA is valid and its bounds stable under the lock of the invariant.
-        let (start, end, pgoff) = unsafe {
-            let vma = &*self.vma();
-            let bounds = vma.__bindgen_anon_1.__bindgen_anon_1;
-            (bounds.vm_start, bounds.vm_end, vma.vm_pgoff)
-        };
-        Window::new(
-            VirtAddr::from_raw(from_ulong(start)),
-            VirtAddr::from_raw(from_ulong(end)),
-            PageOff::from_raw(from_ulong(pgoff)),
-        )
+        unsafe { window_of(self.vma()) }
     }
 
     /// Protection of the VMA, and whether it may be written.
     fn protection(&self) -> (raw::pgprot_t, bool) {
-        // SAFETY: As for `window`.
+        // SAFETY: The VMA is valid under the lock of the invariant.
         unsafe {
             let vma = &*self.vma();
             (

@@ -8,6 +8,7 @@
 
 use kernel::prelude::*;
 
+mod access;
 mod device;
 mod error;
 mod fault;

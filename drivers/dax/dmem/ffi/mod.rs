@@ -12,6 +12,7 @@ pub(crate) mod char_device;
 pub(crate) mod dev_dax;
 pub(crate) mod devices;
 pub(crate) mod inode;
+pub(crate) mod kernel_map;
 pub(crate) mod layout;
 pub(crate) mod liveness;
 pub(crate) mod raw;

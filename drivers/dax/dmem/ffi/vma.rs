@@ -3,23 +3,26 @@
 //! VMAs of a page-less device: what mmap asks for, and the operations the kernel calls on them.
 //!
 //! One type per state of locking: [`Request`] is a VMA that does not exist yet, [`FaultSite`] (in
-//! `insert.rs`) one under the mmap read lock or the VMA lock, [`Splitting`] and [`Copied`] one under
+//! `insert.rs`) one under the mmap read lock or the VMA lock, [`Access`] one under the mmap read
+//! lock, [`Splitting`] and [`Copied`] one under
 //! the mmap write lock.
 
 use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
 use core::ptr::{addr_of, NonNull};
-use kernel::ffi::{c_int, c_uint};
+use kernel::ffi::{c_int, c_uint, c_void};
 use kernel::prelude::*;
 use kernel::str::CStr;
 use kernel::sync::Arc;
 
+use crate::access;
 use crate::device::Device;
 use crate::fault::{self, Answer};
 use crate::insert::FaultSite;
-use crate::plan::{Leaf, PageOff, VirtAddr};
+use crate::plan::{Leaf, PageOff, VirtAddr, Window};
 
 use super::inode::DaxInode;
+use super::kernel_map::KernelMap;
 use super::{from_ulong, raw, to_ulong, Table};
 
 /// The open device behind a file of this driver.
@@ -35,6 +38,21 @@ pub(super) unsafe fn device_of<'a>(file: *const raw::file) -> &'a Device {
     });
     // SAFETY: The allocation lives as long as the file, which the caller guarantees for `'a`.
     unsafe { &*Arc::as_ptr(&device) }
+}
+
+/// What a VMA maps.
+///
+/// # Safety
+///
+/// `vma` must be valid, and its bounds stable, during the call: a lock on it or its mm is held.
+pub(crate) unsafe fn window_of(vma: *const raw::vm_area_struct) -> Option<Window> {
+    // SAFETY: By the safety requirement.
+    let (bounds, pgoff) = unsafe { ((*vma).__bindgen_anon_1.__bindgen_anon_1, (*vma).vm_pgoff) };
+    Window::new(
+        VirtAddr::from_raw(from_ulong(bounds.vm_start)),
+        VirtAddr::from_raw(from_ulong(bounds.vm_end)),
+        PageOff::from_raw(from_ulong(pgoff)),
+    )
 }
 
 /// What mmap asks for, before the VMA exists.
@@ -158,13 +176,75 @@ impl Copied<'_> {
     }
 }
 
+/// What a debugger wants to read or write of a process.
+///
+/// # Invariants
+///
+/// `vma` is a valid VMA of this driver, the mmap read lock of its mm is held; `buf` is valid for
+/// reads and writes of `len` bytes.
+pub(crate) struct Access<'a> {
+    vma: NonNull<raw::vm_area_struct>,
+    addr: VirtAddr,
+    buf: *mut c_void,
+    len: u64,
+    write: bool,
+    _vma: PhantomData<&'a ()>,
+}
+
+impl Access<'_> {
+    /// The first address.
+    pub(crate) fn addr(&self) -> VirtAddr {
+        self.addr
+    }
+
+    /// Bytes wanted.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// The VMA's bounds and device offset.
+    pub(crate) fn window(&self) -> Option<Window> {
+        // SAFETY: Valid and locked by the invariant.
+        unsafe { window_of(self.vma.as_ptr()) }
+    }
+
+    /// Whether the VMA allows it, as for shared mappings with pages (`mm/gup.c`,
+    /// `check_vma_flags`): a debugger may read what the process itself could make readable, but
+    /// write only where the process can.
+    pub(crate) fn is_permitted(&self) -> bool {
+        let needed = if self.write {
+            raw::VM_WRITE
+        } else {
+            raw::VM_MAYREAD
+        };
+        // SAFETY: Valid and locked by the invariant.
+        unsafe { self.vma.as_ref().__bindgen_anon_2.vm_flags & needed != 0 }
+    }
+
+    /// Copies `len` bytes, in the direction that is wanted, between the memory `at` bytes into
+    /// `map` and the buffer `done` bytes into it. Both must have them.
+    pub(crate) fn copy(&self, map: &KernelMap, at: u64, done: u64, len: u64) {
+        debug_assert!(done + len <= self.len);
+        let len = to_ulong(len);
+        // SAFETY: The buffer is valid by the invariant, and has `len` bytes there by the caller.
+        unsafe {
+            let buf = self.buf.byte_add(to_ulong(done));
+            if self.write {
+                map.copy_in(to_ulong(at), buf, len);
+            } else {
+                map.copy_out(to_ulong(at), buf, len);
+            }
+        }
+    }
+}
+
 /// The operations of every VMA of this driver.
 static OPERATIONS: Table<raw::vm_operations_struct> = Table(raw::vm_operations_struct {
     fault: Some(fault),
     huge_fault: Some(huge_fault),
     may_split: Some(may_split),
     open: Some(open),
-    // `access` (ptrace, /proc/PID/mem) belongs here.
+    access: Some(access),
     ..pin_init::zeroed()
 });
 
@@ -242,4 +322,35 @@ unsafe extern "C" fn open(vma: *mut raw::vm_area_struct) {
         // INVARIANT: As above.
         fault::before_move(device, &Copied(vma, PhantomData));
     }
+}
+
+/// Called for ptrace and `/proc/PID/mem`. Goes on to [`access::access`].
+///
+/// # Safety
+///
+/// `vma` must be a valid VMA of this driver with the mmap read lock held, `buf` valid for reads and
+/// writes of `len` bytes.
+unsafe extern "C" fn access(
+    vma: *mut raw::vm_area_struct,
+    addr: usize,
+    buf: *mut c_void,
+    len: c_int,
+    write: c_int,
+) -> c_int {
+    let (Some(vma), Ok(len)) = (NonNull::new(vma), u64::try_from(len)) else {
+        return 0;
+    };
+    // SAFETY: `__access_remote_vm()` holds the mmap read lock and passes a valid VMA with its file.
+    let device = unsafe { device_of(vma.as_ref().vm_file) };
+    // INVARIANT: By the safety requirement.
+    let access = Access {
+        vma,
+        addr: VirtAddr::from_raw(from_ulong(addr)),
+        buf,
+        len,
+        write: write != 0,
+        _vma: PhantomData,
+    };
+    // No more than `len`, which came as an int.
+    access::access(device, &access) as c_int
 }

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Short-lived kernel mappings of page-less memory: for a copy of ptrace.
+//!
+//! The kernel has no mapping of this memory otherwise.
+
+use core::ptr::NonNull;
+use kernel::ffi::{c_ulong, c_void};
+use kernel::prelude::*;
+
+use crate::plan::Extent;
+
+use super::{raw, to_ulong};
+
+/// A write-back mapping of a piece of physical memory; gone when dropped.
+///
+/// # Invariants
+///
+/// `addr` comes from `memremap()`.
+pub(crate) struct KernelMap {
+    addr: NonNull<c_void>,
+}
+
+impl KernelMap {
+    /// Maps whole pages, which must be claimed by this driver as long as the mapping lives.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM.
+    pub(crate) fn new(extent: &Extent) -> Result<Self> {
+        let len = to_ulong(extent.len);
+        // SAFETY: May be called for any memory and may sleep; the memory has no other kernel
+        // mapping whose cache mode could differ.
+        let addr = unsafe { raw::memremap(extent.start.raw(), len, raw::MEMREMAP_WB as c_ulong) };
+        // INVARIANT: Mapped just now.
+        Ok(Self {
+            addr: NonNull::new(addr).ok_or(ENOMEM)?,
+        })
+    }
+
+    /// Copies from the mapping to `to`.
+    ///
+    /// # Safety
+    ///
+    /// `to` must be valid for writes of `len` bytes; `at + len` must lie inside the mapping.
+    pub(super) unsafe fn copy_out(&self, at: usize, to: *mut c_void, len: usize) {
+        // SAFETY: By the safety requirement. A user may change the memory at the same time, which
+        // is why the copy is C's.
+        unsafe { raw::memcpy(to, self.addr.as_ptr().byte_add(at), len) };
+    }
+
+    /// Copies from `from` into the mapping.
+    ///
+    /// # Safety
+    ///
+    /// `from` must be valid for reads of `len` bytes; `at + len` must lie inside the mapping.
+    pub(super) unsafe fn copy_in(&self, at: usize, from: *const c_void, len: usize) {
+        // SAFETY: As above.
+        unsafe { raw::memcpy(self.addr.as_ptr().byte_add(at), from, len) };
+    }
+}
+
+impl Drop for KernelMap {
+    fn drop(&mut self) {
+        // SAFETY: Mapped by `memremap()`, by the invariant.
+        unsafe { raw::memunmap(self.addr.as_ptr()) };
+    }
+}
