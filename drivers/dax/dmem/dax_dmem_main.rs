@@ -3,18 +3,21 @@
 //! dax_dmem: guest memory without `struct page` on the device-dax bus.
 //!
 //! Wiring only. The way of a page fault: `ffi/vma.rs`, `fault.rs`, `mm/dmem/leaf.rs`,
-//! `mm/dmem/insert.rs`. The life of a device: `ffi/bus.rs`, `device.rs`, `registry.rs`. The way of
-//! an mmap: `ffi/char_device.rs`, `mmap.rs`, `mm/dmem/congruence.rs`.
+//! `mm/dmem/insert.rs`. The life of a device: `ffi/bus.rs`, `device.rs`, `registry.rs`. Between two
+//! tenants: `custody.rs`, `scrub.rs`. The way of an mmap: `ffi/char_device.rs`, `mmap.rs`,
+//! `mm/dmem/congruence.rs`. Of ptrace: `ffi/vma.rs`, `access.rs`.
 
 use kernel::prelude::*;
 
 mod access;
+mod custody;
 mod device;
 mod error;
 mod fault;
 mod ffi;
 mod mmap;
 mod registry;
+mod scrub;
 
 #[path = "../../../mm/dmem/insert.rs"]
 mod insert;
@@ -38,12 +41,11 @@ struct DaxDmem {
     #[pin]
     driver: ffi::bus::Registration,
     /// Dropped after the driver, which uses it to the last.
-    _devices: ffi::devices::Devices,
+    _globals: ffi::globals::Globals,
 }
 
 impl kernel::InPlaceModule for DaxDmem {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
-        let devices = ffi::devices::Devices::new();
         let layouts = if ffi::layout::agrees() {
             Ok(())
         } else {
@@ -54,8 +56,8 @@ impl kernel::InPlaceModule for DaxDmem {
         };
         try_pin_init!(Self {
             _: { layouts? },
+            _globals: ffi::globals::Globals::new()?,
             driver <- ffi::bus::Registration::new(),
-            _devices: devices,
         })
     }
 }

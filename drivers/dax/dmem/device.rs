@@ -8,17 +8,18 @@
 //! - *quarantined*: unbound, but files or mappings (which hold their file) still exist, and with
 //!   them perhaps DMA that nobody can see. Nothing maps it any more, and its ranges stay claimed.
 //!
-//! Scrubbing between tenants belongs to the step from here to the next [`bind`]; poison belongs
-//! beside `ranges`.
+//! Before its first file is opened, what is not known to be clean of its memory is scrubbed; after
+//! its end the memory goes into custody (`custody.rs`). Poison belongs beside `ranges`.
 //!
 //! Locks: the device lock (driver core) is held by [`bind`] and [`Binding::unbind`]; inside it the
-//! registry's mutex (`registry.rs`) is taken for short.
+//! registry's (`registry.rs`) are taken.
 
 use kernel::prelude::*;
 use kernel::str::CStr;
 use kernel::sync::atomic::{Atomic, Relaxed};
 use kernel::sync::Arc;
 
+use crate::custody::extents_of;
 use crate::error::Error;
 use crate::ffi::char_device::CharDevice;
 use crate::ffi::dev_dax::DevDax;
@@ -26,6 +27,7 @@ use crate::ffi::inode::DaxInode;
 use crate::ffi::reservation::{first_page_struct, Reservation};
 use crate::plan::{Checked, DevRange, RangeMap};
 use crate::registry;
+use crate::scrub::{Policy, Prepared, Scrub};
 
 /// State of one binding, shared by the binding itself, the registry and every open file.
 pub(crate) struct Device {
@@ -36,7 +38,15 @@ pub(crate) struct Device {
     /// Outlives every file, whose `f_mapping` points into it.
     inode: DaxInode,
     /// Keeps others off the ranges as long as this value exists.
-    reservation: Reservation,
+    reservation: Arc<Reservation>,
+    /// What overwrites the memory before the device can be opened; none where nothing is to do.
+    scrub: Option<Arc<Scrub>>,
+    /// Whether memory that may hold a former tenant's bytes was handed out as it is.
+    unscrubbed: bool,
+    /// The policy at release, as [`Policy::code`].
+    policy: Atomic<u32>,
+    /// Set by the first open.
+    opened: Atomic<bool>,
     /// Cleared once, by unbind, before it waits for faults under way (`ffi::liveness`).
     live: Atomic<bool>,
     /// Open files; changed under the registry's mutex only.
@@ -52,6 +62,37 @@ impl Device {
     /// Device number.
     pub(crate) fn devt(&self) -> u32 {
         self.devt
+    }
+
+    /// The claims on its memory.
+    pub(crate) fn reservation(&self) -> &Arc<Reservation> {
+        &self.reservation
+    }
+
+    /// The scrub of its memory, if there was anything to scrub.
+    pub(crate) fn scrub(&self) -> Option<&Arc<Scrub>> {
+        self.scrub.as_ref()
+    }
+
+    /// What is to be said of the memory as it was handed out.
+    pub(crate) fn cleanness(&self) -> Cleanness {
+        match &self.scrub {
+            None if self.unscrubbed => Cleanness::Unscrubbed,
+            None => Cleanness::Scrubbed,
+            Some(scrub) if !scrub.has_ended() => Cleanness::Scrubbing,
+            Some(scrub) if scrub.has_failed() => Cleanness::Failed,
+            Some(_) => Cleanness::Scrubbed,
+        }
+    }
+
+    /// What is done with the memory at release.
+    pub(crate) fn policy(&self) -> Policy {
+        Policy::from_code(self.policy.load(Relaxed))
+    }
+
+    /// Changes what is done with the memory at release.
+    pub(crate) fn set_policy(&self, policy: Policy) {
+        self.policy.store(policy.code(), Relaxed);
     }
 
     /// The physical ranges in order of device offset.
@@ -80,8 +121,14 @@ impl Device {
         self.openers.load(Relaxed)
     }
 
+    /// Whether a file was ever open.
+    pub(crate) fn was_opened(&self) -> bool {
+        self.opened.load(Relaxed)
+    }
+
     /// Counts one more open file. Under the registry's mutex.
     pub(crate) fn add_opener(&self) {
+        self.opened.store(true, Relaxed);
         self.openers.add(1, Relaxed);
     }
 
@@ -93,6 +140,31 @@ impl Device {
     /// Whether nothing can reach the device's memory any more: neither bound nor open.
     pub(crate) fn is_over(&self) -> bool {
         !self.is_live() && self.openers() == 0
+    }
+}
+
+/// What is known of the memory of a device that was handed out.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cleanness {
+    /// It is being overwritten with zeros; nobody can open the device.
+    Scrubbing,
+    /// It held nothing but zeros before the first open.
+    Scrubbed,
+    /// It may hold what a former tenant left ([`Policy::Never`]).
+    Unscrubbed,
+    /// The scrub broke off; nobody can open the device.
+    Failed,
+}
+
+impl Cleanness {
+    /// The name in sysfs.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Scrubbing => "scrubbing",
+            Self::Scrubbed => "scrubbed",
+            Self::Unscrubbed => "unscrubbed",
+            Self::Failed => "failed",
+        }
     }
 }
 
@@ -114,39 +186,77 @@ impl Binding {
     /// find SIGBUS; the range is quarantined until the last of them is gone.
     pub(crate) fn unbind(self, dev_dax: &DevDax<'_>) {
         let Self { device, node } = self;
-        registry::retire(&device);
-        drop(node);
-        dev_dax.kill(device.inode());
-        registry::release_retired(device);
+        withdraw(device, Some(node), dev_dax);
     }
 }
 
-/// Binds a device: claims its ranges, publishes its character device.
+/// Takes a device from the book, and what is published of it from everybody.
+fn withdraw(device: Arc<Device>, node: Option<CharDevice>, dev_dax: &DevDax<'_>) {
+    registry::retire(&device);
+    drop(node);
+    if let Some(scrub) = device.scrub() {
+        scrub.stop();
+    }
+    dev_dax.kill(device.inode());
+    registry::release_retired(device);
+}
+
+/// Binds a device: claims its ranges, begins to scrub what is not known to be clean, publishes its
+/// character device.
 ///
 /// # Errors
 ///
 /// Refuses ranges that are quarantined, taken, or that have struct pages, and says which. Nothing
-/// has changed then.
+/// has changed then, but that the policy set for this bind is used up.
 pub(crate) fn bind(dev_dax: &DevDax<'_>) -> Result<Binding, Error> {
+    let policy = registry::take_policy(dev_dax.name()).unwrap_or(Policy::Release);
     let inode = dev_dax.inode();
     if inode.is_open_elsewhere() {
         return Err(Error::OpenElsewhere);
     }
     let ranges = Checked::new(dev_dax.ranges()?).map_err(|(error, _)| Error::BadRanges(error))?;
+    let device = registry::in_turn(|| claim(dev_dax, inode, ranges, policy))?;
+    match CharDevice::publish(dev_dax) {
+        Ok(node) => Ok(Binding { device, node }),
+        Err(error) => {
+            withdraw(device, None, dev_dax);
+            Err(error.into())
+        }
+    }
+}
+
+/// Makes a device of these ranges and enters it in the book.
+fn claim(
+    dev_dax: &DevDax<'_>,
+    inode: DaxInode,
+    ranges: Checked<KVec<DevRange>>,
+    policy: Policy,
+) -> Result<Arc<Device>, Error> {
     registry::check_quarantine(&ranges.map())?;
-    let reservation = Reservation::new(dev_dax.name(), ranges.map().ranges())?;
+    registry::take_over(&ranges.map());
+    let reservation = Reservation::new(dev_dax.name(), extents_of(&ranges.map()))?;
     for range in ranges.map().ranges() {
         if let Some(at) = first_page_struct(range) {
             return Err(Error::HasPages { at });
         }
     }
-
+    let dirty = registry::dirty_parts(&ranges.map())?;
+    let unscrubbed = policy == Policy::Never && !dirty.is_empty();
+    let job = if dirty.is_empty() || unscrubbed {
+        None
+    } else {
+        Some(Prepared::new(&dirty)?)
+    };
     let device = Arc::new(
         Device {
             devt: dev_dax.devt(),
             ranges,
             inode,
-            reservation,
+            reservation: Arc::new(reservation, GFP_KERNEL)?,
+            scrub: job.as_ref().map(|job| job.scrub().clone()),
+            unscrubbed,
+            policy: Atomic::new(policy.code()),
+            opened: Atomic::new(false),
             live: Atomic::new(true),
             openers: Atomic::new(0),
         },
@@ -155,14 +265,9 @@ pub(crate) fn bind(dev_dax: &DevDax<'_>) -> Result<Binding, Error> {
     // From the registry on, the device may be opened: a node that was looked up before an earlier
     // unbind leads to this driver as well. Mappings made before have no leaf.
     device.inode().set_has_pages(false);
-    let published = registry::publish(device.clone()).and_then(|()| CharDevice::publish(dev_dax));
-    match published {
-        Ok(node) => Ok(Binding { device, node }),
-        Err(error) => {
-            registry::retire(&device);
-            dev_dax.kill(device.inode());
-            registry::release_retired(device);
-            Err(error.into())
-        }
+    if let Err(error) = registry::publish(device.clone(), job) {
+        dev_dax.kill(device.inode());
+        return Err(error.into());
     }
+    Ok(device)
 }

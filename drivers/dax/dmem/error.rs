@@ -29,6 +29,10 @@ pub(crate) enum Error {
     NotBound,
     /// mmap asked for something that cannot work; the reason is in the log.
     MapRefused,
+    /// The device is being scrubbed, and the caller does not want to wait.
+    ScrubRunning,
+    /// The device's scrub broke off.
+    ScrubFailed,
     /// The kernel refused.
     Kernel(kernel::error::Error),
 }
@@ -40,6 +44,8 @@ impl Error {
             Self::BadRanges(_) | Self::HasPages { .. } | Self::MapRefused => EINVAL,
             Self::Quarantined { .. } | Self::OpenElsewhere | Self::RangeTaken { .. } => EBUSY,
             Self::NotBound => ENXIO,
+            Self::ScrubRunning => EAGAIN,
+            Self::ScrubFailed => EIO,
             Self::Kernel(error) => *error,
         }
     }
@@ -92,6 +98,8 @@ impl fmt::Display for Error {
             ),
             Self::NotBound => write!(f, "device is not bound to dax_dmem"),
             Self::MapRefused => write!(f, "mapping refused"),
+            Self::ScrubRunning => write!(f, "device is being scrubbed"),
+            Self::ScrubFailed => write!(f, "scrub failed for lack of memory; bind it again"),
             Self::Kernel(error) => write!(f, "error {}", error.to_errno()),
         }
     }

@@ -12,6 +12,12 @@
 #include <linux/printk.h>
 #include <linux/range.h>
 #include <linux/sched.h>
+#include <linux/sizes.h>
+#include <linux/workqueue.h>
+
+#include <asm/cpufeature.h>
+#include <asm/fpu/api.h>
+#include <asm/fpu/xcr.h>
 
 #include "dax-private.h"
 #include "bus.h"
@@ -229,6 +235,70 @@ bool dmem_first_valid_pfn(unsigned long start, unsigned long nr,
 		}
 	}
 	return false;
+}
+
+/*
+ * Overwrites whole pages with zeros, with stores that go past the cache: what
+ * is cleared here belongs to nobody, and nobody's cache shall pay for it. One
+ * FPU section, which runs without preemption, is 64 KiB long.
+ */
+void dmem_clear(void *to, unsigned long len)
+{
+	bool avx = boot_cpu_has(X86_FEATURE_AVX) &&
+		   cpu_has_xfeatures(XFEATURE_MASK_SSE | XFEATURE_MASK_YMM, NULL);
+	void *end = to + len;
+
+	while (to < end) {
+		void *stop = min(to + SZ_64K, end);
+
+		if (avx) {
+			kernel_fpu_begin();
+			asm volatile("vpxor %%xmm0, %%xmm0, %%xmm0\n"
+				     "1:\n"
+				     "vmovntdq %%ymm0, 0x00(%0)\n"
+				     "vmovntdq %%ymm0, 0x20(%0)\n"
+				     "vmovntdq %%ymm0, 0x40(%0)\n"
+				     "vmovntdq %%ymm0, 0x60(%0)\n"
+				     "vmovntdq %%ymm0, 0x80(%0)\n"
+				     "vmovntdq %%ymm0, 0xa0(%0)\n"
+				     "vmovntdq %%ymm0, 0xc0(%0)\n"
+				     "vmovntdq %%ymm0, 0xe0(%0)\n"
+				     "addq $0x100, %0\n"
+				     "cmpq %1, %0\n"
+				     "jb 1b\n"
+				     "vzeroupper\n"
+				     : "+r" (to) : "r" (stop) : "memory", "cc");
+			kernel_fpu_end();
+		} else {
+			asm volatile("1:\n"
+				     "movnti %2, 0x00(%0)\n"
+				     "movnti %2, 0x08(%0)\n"
+				     "movnti %2, 0x10(%0)\n"
+				     "movnti %2, 0x18(%0)\n"
+				     "movnti %2, 0x20(%0)\n"
+				     "movnti %2, 0x28(%0)\n"
+				     "movnti %2, 0x30(%0)\n"
+				     "movnti %2, 0x38(%0)\n"
+				     "addq $0x40, %0\n"
+				     "cmpq %1, %0\n"
+				     "jb 1b\n"
+				     : "+r" (to) : "r" (stop), "r" (0UL)
+				     : "memory", "cc");
+		}
+	}
+	/* Such stores are weakly ordered: let them be seen before what follows. */
+	wmb();
+}
+
+/* WQ_SYSFS: the operator can keep scrubs off the CPUs of guests. */
+struct workqueue_struct *dmem_alloc_workqueue(const char *name)
+{
+	return alloc_workqueue("%s", WQ_UNBOUND | WQ_SYSFS, 0, name);
+}
+
+void dmem_cond_resched(void)
+{
+	cond_resched();
 }
 
 const struct dmem_layout dmem_layout = {

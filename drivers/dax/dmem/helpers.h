@@ -56,6 +56,12 @@ void dmem_notice_refused_mmap(const char *device, const char *why,
 bool dmem_first_valid_pfn(unsigned long start, unsigned long nr,
 			  unsigned long *pfn);
 
+void dmem_clear(void *to, unsigned long len);
+
+/* Work. */
+struct workqueue_struct *dmem_alloc_workqueue(const char *name);
+void dmem_cond_resched(void);
+
 /* Layouts as gcc sees them; the module refuses to load where Rust differs. */
 struct dmem_layout {
 	unsigned long dev_dax_size;

@@ -1,43 +1,115 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! All page-less devices: the bound ones, and the quarantined ones whose users are not gone yet.
+//! The book of all page-less memory: bound devices, quarantined ones whose users are not gone yet,
+//! and what is known of memory between two tenants (`custody.rs`).
 //!
-//! Called by bind and unbind (device lock held), by open and release of files, and by sysfs reads.
+//! Called by bind and unbind (device lock held), by open and release of files, by workers, and by
+//! sysfs.
 //!
-//! Lock order: device lock (driver core) > `DEVICES`. Nothing else is taken under `DEVICES`;
-//! devices are dropped after it is released, as dropping one takes the resource lock and may put an
-//! inode.
+//! Lock order: device lock (driver core) > `TURN` > `BOOK` > a scrub's own mutex. Under `BOOK`,
+//! memory is allocated and the resource lock taken; devices are dropped after it is released, as
+//! dropping one may put an inode. Nobody waits for a scrub under `BOOK`, whose workers take it.
 
 use kernel::fmt;
 use kernel::prelude::*;
 use kernel::str::CString;
 use kernel::sync::Arc;
 
-use crate::device::Device;
+use crate::custody::{extents_of, Custody};
+use crate::device::{Cleanness, Device};
 use crate::error::Error;
-use crate::ffi::devices::DEVICES;
-use crate::plan::{DevRange, RangeMap, PAGE_SHIFT};
+use crate::ffi::globals::{BOOK, TURN};
+use crate::ffi::workqueue::WorkQueue;
+use crate::plan::{Extent, RangeMap};
+use crate::scrub::{Policy, Prepared, Scrub};
 
-/// Files a bound device and makes it open to [`open`].
-pub(crate) fn publish(device: Arc<Device>) -> Result {
-    Ok(DEVICES.lock().push(device, GFP_KERNEL)?)
+/// What the module knows, under one mutex.
+pub(crate) struct Book {
+    devices: KVec<Arc<Device>>,
+    custody: Custody,
+    /// Policies for the next bind of a device.
+    policies: KVec<(CString, Policy)>,
+    /// There while the module is loaded.
+    queue: Option<WorkQueue>,
+}
+
+/// Policies that may wait for their device: a bound on what a script gone wild can fill memory
+/// with.
+const MOST_POLICIES: usize = 4096;
+
+impl Book {
+    pub(crate) const fn new() -> Self {
+        Self {
+            devices: KVec::new(),
+            custody: Custody::new(),
+            policies: KVec::new(),
+            queue: None,
+        }
+    }
+
+    /// Takes a device that is over out of the list, and its memory into custody. The caller drops
+    /// it after the lock.
+    fn give_up_if_over(&mut self, device: &Arc<Device>) -> Option<Arc<Device>> {
+        if !device.is_over() {
+            return None;
+        }
+        let is_it = |other: &Arc<Device>| Arc::ptr_eq(other, device);
+        let index = self.devices.iter().position(is_it)?;
+        let device = self.devices.remove(index).ok()?;
+        self.custody.receive(&device, self.queue.as_ref());
+        Some(device)
+    }
+}
+
+/// Opens the book, at the begin of the module.
+pub(crate) fn begin() -> Result {
+    BOOK.lock().queue = Some(WorkQueue::new(c"dax_dmem_scrub")?);
+    Ok(())
+}
+
+/// Closes the book, at the end of the module: stops all scrubs and forgets everything.
+pub(crate) fn finish() {
+    loop {
+        let Some(release) = BOOK.lock().custody.take_last() else {
+            break;
+        };
+        release.stop();
+    }
+    let book = core::mem::replace(&mut *BOOK.lock(), Book::new());
+    // Waits for workers on their last steps, which take the lock.
+    drop(book);
+}
+
+/// Files a bound device, makes it open to [`open`], and begins its scrub.
+pub(crate) fn publish(device: Arc<Device>, job: Option<Prepared>) -> Result {
+    let mut book = BOOK.lock();
+    book.devices.reserve(1, GFP_KERNEL)?;
+    // Whoever opens it may write to it.
+    for extent in extents_of(&device.map()) {
+        book.custody.forget(&extent);
+    }
+    book.devices.push(device, GFP_KERNEL)?;
+    if let (Some(job), Some(queue)) = (job, book.queue.as_ref()) {
+        job.start(queue);
+    }
+    Ok(())
 }
 
 /// Marks a device unbound; it cannot be opened from here on.
 pub(crate) fn retire(device: &Device) {
-    let _devices = DEVICES.lock();
+    let _book = BOOK.lock();
     device.set_dead();
 }
 
-/// Gives up a retired device: forgotten when nobody has it open, else quarantined until the last
-/// user goes.
+/// Gives up a retired device: takes its memory into custody when nobody has it open, else it is
+/// quarantined until the last user goes.
 ///
-/// Unbind calls this when no leaf leads to the device any more.
+/// Unbind calls this when no leaf leads to the device any more, and its scrub has ended.
 pub(crate) fn release_retired(device: Arc<Device>) {
-    let mut devices = DEVICES.lock();
+    let mut book = BOOK.lock();
     let over = device.is_over();
-    let freed = forget_if_over(&mut devices, &device);
-    drop(devices);
+    let freed = book.give_up_if_over(&device);
+    drop(book);
     drop(freed);
     if !over {
         pr_info!(
@@ -48,50 +120,51 @@ pub(crate) fn release_retired(device: Arc<Device>) {
     }
 }
 
-/// Opens the live device of that number.
+/// Opens the live device of that number. While it is being scrubbed, waits for that if `patient`.
 ///
 /// # Errors
 ///
 /// [`Error::NotBound`] when there is none: it was unbound between look-up of the node and now, or
-/// another driver's node led here.
-pub(crate) fn open(devt: u32) -> Result<Arc<Device>, Error> {
-    let devices = DEVICES.lock();
-    let device = devices
-        .iter()
-        .find(|device| device.devt() == devt && device.is_live());
-    let device = device.ok_or(Error::NotBound)?;
-    device.add_opener();
-    Ok(device.clone())
+/// another driver's node led here. [`Error::ScrubRunning`] to the impatient, ERESTARTSYS when a
+/// signal came first, [`Error::ScrubFailed`].
+pub(crate) fn open(devt: u32, patient: bool) -> Result<Arc<Device>, Error> {
+    loop {
+        let book = BOOK.lock();
+        let is_it = |device: &&Arc<Device>| device.devt() == devt && device.is_live();
+        let device = book.devices.iter().find(is_it).ok_or(Error::NotBound)?;
+        let scrub = match (device.cleanness(), device.scrub()) {
+            (Cleanness::Failed, _) => return Err(Error::ScrubFailed),
+            (Cleanness::Scrubbing, Some(scrub)) => scrub.clone(),
+            _ => {
+                device.add_opener();
+                return Ok(device.clone());
+            }
+        };
+        drop(book);
+        if !patient {
+            return Err(Error::ScrubRunning);
+        }
+        scrub.wait()?;
+    }
 }
 
 /// Closes what [`open`] opened; ends a quarantine with the last one.
 pub(crate) fn close(device: Arc<Device>) {
-    let mut devices = DEVICES.lock();
+    let mut book = BOOK.lock();
     device.drop_opener();
-    let freed = forget_if_over(&mut devices, &device);
-    drop(devices);
+    let freed = book.give_up_if_over(&device);
+    drop(book);
     if freed.is_some() {
         pr_info!("{}: last user is gone, quarantine ends\n", device.name());
     }
 }
 
-/// Takes a device that is over out of the list. The caller drops it after the lock.
-fn forget_if_over(devices: &mut KVec<Arc<Device>>, device: &Arc<Device>) -> Option<Arc<Device>> {
-    if !device.is_over() {
-        return None;
-    }
-    let index = devices
-        .iter()
-        .position(|other| Arc::ptr_eq(other, device))?;
-    devices.remove(index).ok()
-}
-
 /// Refuses ranges that somebody can still reach although they were unbound.
 pub(crate) fn check_quarantine(ranges: &RangeMap<'_>) -> Result<(), Error> {
-    let devices = DEVICES.lock();
-    for device in devices.iter().filter(|device| !device.is_live()) {
-        for held in device.map().ranges() {
-            if ranges.ranges().iter().any(|range| overlap(range, held)) {
+    let book = BOOK.lock();
+    for device in book.devices.iter().filter(|device| !device.is_live()) {
+        for held in extents_of(&device.map()) {
+            if extents_of(ranges).any(|range| range.overlaps(&held)) {
                 return Err(Error::Quarantined {
                     start: held.start,
                     by: CString::try_from(device.name())?,
@@ -103,28 +176,158 @@ pub(crate) fn check_quarantine(ranges: &RangeMap<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-fn overlap(a: &DevRange, b: &DevRange) -> bool {
-    a.start.pfn() < b.start.pfn() + b.pages && b.start.pfn() < a.start.pfn() + a.pages
+/// Runs `bind` while no other device is being bound: from the look at what is clean to the device's
+/// entry in the book, no other bind may change what was seen.
+pub(crate) fn in_turn<T>(bind: impl FnOnce() -> T) -> T {
+    let _turn = TURN.lock();
+    bind()
 }
 
-/// The quarantined ranges, a line each: `0xSTART-0xEND daxX.Y OPENERS`, the end inclusive.
+/// Ends the release scrubs that claim memory of these ranges, and goes on with what they claim
+/// beyond them. May be called in turn only.
+pub(crate) fn take_over(ranges: &RangeMap<'_>) {
+    loop {
+        let Some(release) = BOOK.lock().custody.take_over(ranges) else {
+            return;
+        };
+        release.stop();
+        let mut book = BOOK.lock();
+        let Book { custody, queue, .. } = &mut *book;
+        if let Err(error) = custody.carry_on(release, ranges, queue.as_ref()) {
+            pr_warn!(
+                "scrub broken off: {}; the rest is scrubbed when it is handed out\n",
+                error
+            );
+        }
+    }
+}
+
+/// The parts of these ranges that are not known to be clean. May be called in turn only.
+pub(crate) fn dirty_parts(ranges: &RangeMap<'_>) -> Result<KVec<Extent>> {
+    BOOK.lock().custody.dirty_parts(ranges)
+}
+
+/// Called by the last worker of any scrub that has ended.
+pub(crate) fn scrub_ended(scrub: &Scrub) {
+    let release = BOOK.lock().custody.end(scrub);
+    if let Some(release) = release {
+        if scrub.has_failed() {
+            pr_warn!(
+                "{}: scrub failed for lack of memory; the rest is scrubbed when it is handed out\n",
+                release.name()
+            );
+        }
+    }
+}
+
+/// Forgets that this memory is clean: another driver is about to get it, or its region goes.
+pub(crate) fn forget(extent: &Extent) {
+    BOOK.lock().custody.forget(extent);
+}
+
+/// Forgets that any memory is clean.
+pub(crate) fn forget_all() {
+    BOOK.lock().custody.forget_all();
+}
+
+/// Sets the policy for the next bind of the device of that name.
+///
+/// # Errors
+///
+/// ENOSPC when too many devices have one and were never bound; ENOMEM.
+pub(crate) fn set_policy(name: CString, policy: Policy) -> Result {
+    let mut book = BOOK.lock();
+    if let Some(known) = book.policies.iter_mut().find(|(known, _)| **known == *name) {
+        known.1 = policy;
+        return Ok(());
+    }
+    if book.policies.len() >= MOST_POLICIES {
+        return Err(ENOSPC);
+    }
+    Ok(book.policies.push((name, policy), GFP_KERNEL)?)
+}
+
+/// Takes the policy that was set for this device, if one was.
+pub(crate) fn take_policy(name: &CStr) -> Option<Policy> {
+    let mut book = BOOK.lock();
+    let index = book
+        .policies
+        .iter()
+        .position(|(known, _)| **known == *name)?;
+    book.policies.remove(index).ok().map(|(_, policy)| policy)
+}
+
+/// A physical extent the way sysfs shows it: `0xSTART-0xEND`, the end inclusive.
+struct Shown(Extent);
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let start = self.0.start.raw();
+        let last = start.saturating_add(self.0.len).saturating_sub(1);
+        f.write_fmt(fmt!("{:#x}-{:#x}", start, last))
+    }
+}
+
+/// The quarantined ranges, a line each: `0xSTART-0xEND daxX.Y OPENERS`.
 pub(crate) struct Quarantine;
 
 impl fmt::Display for Quarantine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let devices = DEVICES.lock();
-        for device in devices.iter().filter(|device| !device.is_live()) {
-            for range in device.map().ranges() {
-                let start = range.start.raw();
-                let end = start + (range.pages << PAGE_SHIFT) - 1;
+        let book = BOOK.lock();
+        for device in book.devices.iter().filter(|device| !device.is_live()) {
+            for extent in extents_of(&device.map()) {
+                let (name, openers) = (device.name(), device.openers());
+                f.write_fmt(fmt!("{} {} {}\n", Shown(extent), name, openers))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The scrubs of memory whose device is gone, a line an extent: `0xSTART-0xEND daxX.Y DONE TOTAL`,
+/// in bytes.
+pub(crate) struct Scrubbing;
+
+impl fmt::Display for Scrubbing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let book = BOOK.lock();
+        for release in book.custody.releases() {
+            for (extent, progress) in release.scrub().parts() {
                 f.write_fmt(fmt!(
-                    "{:#x}-{:#x} {} {}\n",
-                    start,
-                    end,
-                    device.name(),
-                    device.openers()
+                    "{} {} {} {}\n",
+                    Shown(extent),
+                    release.name(),
+                    progress.done,
+                    progress.total
                 ))?;
             }
+        }
+        Ok(())
+    }
+}
+
+/// The memory that is known to be clean and belongs to no device, a line an extent:
+/// `0xSTART-0xEND`.
+pub(crate) struct Clean;
+
+impl fmt::Display for Clean {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let book = BOOK.lock();
+        for extent in book.custody.clean() {
+            f.write_fmt(fmt!("{}\n", Shown(*extent)))?;
+        }
+        Ok(())
+    }
+}
+
+/// The policies that wait for their device, a line each: `daxX.Y POLICY`.
+pub(crate) struct Policies;
+
+impl fmt::Display for Policies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let book = BOOK.lock();
+        for (name, policy) in &book.policies {
+            f.write_fmt(fmt!("{} {}\n", &**name, policy.name()))?;
         }
         Ok(())
     }

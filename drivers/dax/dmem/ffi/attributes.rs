@@ -2,17 +2,31 @@
 
 //! The driver's sysfs attributes.
 //!
-//! - `/sys/bus/dax/drivers/dax_dmem/quarantine`: see [`Quarantine`];
-//! - `/sys/bus/dax/devices/daxX.Y/dax_dmem/openers`: number of open files, while bound.
+//! Of the driver, in `/sys/bus/dax/drivers/dax_dmem/`:
+//!
+//! - `quarantine`: see [`Quarantine`];
+//! - `scrubbing`: see [`Scrubbing`];
+//! - `clean`: see [`Clean`];
+//! - `scrub_policy`: see [`Policies`]; `daxX.Y POLICY` sets the one for that device's next bind.
+//!
+//! Of each bound device, in `/sys/bus/dax/devices/daxX.Y/dax_dmem/`:
+//!
+//! - `openers`: number of open files;
+//! - `scrub_policy`: what is done at release, to be changed at any time;
+//! - `scrub_state`: see [`Cleanness`](crate::device::Cleanness);
+//! - `scrub_progress`: `DONE TOTAL` bytes of what bind found to be scrubbed.
 
 use core::ptr::{addr_of, null};
 use core::slice;
+use kernel::error::from_result;
 use kernel::ffi::c_char;
 use kernel::fmt;
 use kernel::prelude::*;
-use kernel::str::Formatter;
+use kernel::str::{CString, Formatter};
+use kernel::sync::Arc;
 
-use crate::registry::Quarantine;
+use crate::registry::{self, Clean, Policies, Quarantine, Scrubbing};
+use crate::scrub::{Policy, Progress, Scrub};
 
 use super::bus::binding_of;
 use super::{raw, Table};
@@ -31,30 +45,84 @@ static DRIVER_GROUPS: Table<[*const raw::attribute_group; 2]> =
     Table([addr_of!(DRIVER_GROUP.0), null()]);
 static DRIVER_GROUP: Table<raw::attribute_group> =
     group(null(), addr_of!(DRIVER_ATTRIBUTES.0).cast());
-static DRIVER_ATTRIBUTES: Table<[*const raw::attribute; 2]> =
-    Table([addr_of!(QUARANTINE.0.attr), null()]);
+static DRIVER_ATTRIBUTES: Table<[*const raw::attribute; 5]> = Table([
+    addr_of!(QUARANTINE.0.attr),
+    addr_of!(SCRUBBING.0.attr),
+    addr_of!(CLEAN.0.attr),
+    addr_of!(NEXT_POLICY.0.attr),
+    null(),
+]);
 
 static DEVICE_GROUPS: Table<[*const raw::attribute_group; 2]> =
     Table([addr_of!(DEVICE_GROUP.0), null()]);
 static DEVICE_GROUP: Table<raw::attribute_group> =
     group(name_of(c"dax_dmem"), addr_of!(DEVICE_ATTRIBUTES.0).cast());
-static DEVICE_ATTRIBUTES: Table<[*const raw::attribute; 2]> =
-    Table([addr_of!(OPENERS.0.attr), null()]);
+static DEVICE_ATTRIBUTES: Table<[*const raw::attribute; 5]> = Table([
+    addr_of!(OPENERS.0.attr),
+    addr_of!(POLICY.0.attr),
+    addr_of!(STATE.0.attr),
+    addr_of!(PROGRESS.0.attr),
+    null(),
+]);
 
-static QUARANTINE: Table<raw::driver_attribute> = Table(raw::driver_attribute {
-    // Physical addresses are root's, as in the dax core's own attributes.
-    attr: read_only(c"quarantine", 0o400),
-    show: Some(show_quarantine),
-    store: None,
-});
+// Physical addresses are root's, as in the dax core's own attributes.
+static QUARANTINE: Table<raw::driver_attribute> =
+    of_driver(c"quarantine", 0o400, show_quarantine, None);
+static SCRUBBING: Table<raw::driver_attribute> =
+    of_driver(c"scrubbing", 0o400, show_scrubbing, None);
+static CLEAN: Table<raw::driver_attribute> = of_driver(c"clean", 0o400, show_clean, None);
+static NEXT_POLICY: Table<raw::driver_attribute> = of_driver(
+    c"scrub_policy",
+    0o600,
+    show_next_policies,
+    Some(store_next_policy),
+);
 
-static OPENERS: Table<raw::device_attribute> = Table(raw::device_attribute {
-    attr: read_only(c"openers", 0o444),
-    __bindgen_anon_1: raw::device_attribute__bindgen_ty_1 {
-        show: Some(show_openers),
-    },
-    __bindgen_anon_2: raw::device_attribute__bindgen_ty_2 { store: None },
-});
+static OPENERS: Table<raw::device_attribute> = of_device(c"openers", 0o444, show_openers, None);
+static POLICY: Table<raw::device_attribute> =
+    of_device(c"scrub_policy", 0o644, show_policy, Some(store_policy));
+static STATE: Table<raw::device_attribute> = of_device(c"scrub_state", 0o444, show_state, None);
+static PROGRESS: Table<raw::device_attribute> =
+    of_device(c"scrub_progress", 0o444, show_progress, None);
+
+type ShowDriver = unsafe extern "C" fn(*mut raw::device_driver, *mut c_char) -> isize;
+type StoreDriver = unsafe extern "C" fn(*mut raw::device_driver, *const c_char, usize) -> isize;
+type ShowDevice =
+    unsafe extern "C" fn(*mut raw::device, *mut raw::device_attribute, *mut c_char) -> isize;
+type StoreDevice = unsafe extern "C" fn(
+    *mut raw::device,
+    *mut raw::device_attribute,
+    *const c_char,
+    usize,
+) -> isize;
+
+/// An attribute of the driver.
+const fn of_driver(
+    name: &'static CStr,
+    mode: raw::umode_t,
+    show: ShowDriver,
+    store: Option<StoreDriver>,
+) -> Table<raw::driver_attribute> {
+    Table(raw::driver_attribute {
+        attr: attribute(name, mode),
+        show: Some(show),
+        store,
+    })
+}
+
+/// An attribute of a bound device.
+const fn of_device(
+    name: &'static CStr,
+    mode: raw::umode_t,
+    show: ShowDevice,
+    store: Option<StoreDevice>,
+) -> Table<raw::device_attribute> {
+    Table(raw::device_attribute {
+        attr: attribute(name, mode),
+        __bindgen_anon_1: raw::device_attribute__bindgen_ty_1 { show: Some(show) },
+        __bindgen_anon_2: raw::device_attribute__bindgen_ty_2 { store },
+    })
+}
 
 /// A group of attributes, in a directory of that name unless it is null.
 const fn group(
@@ -73,33 +141,133 @@ const fn name_of(name: &'static CStr) -> *const c_char {
     name.to_bytes_with_nul().as_ptr()
 }
 
-/// An attribute to be read, by those the mode names.
-const fn read_only(name: &'static CStr, mode: raw::umode_t) -> raw::attribute {
+/// The name of an attribute, and who may do what with it.
+const fn attribute(name: &'static CStr, mode: raw::umode_t) -> raw::attribute {
     raw::attribute {
         name: name_of(name),
         mode,
     }
 }
 
-/// # Safety
-///
-/// `buf` must be a page, as sysfs passes it.
-unsafe extern "C" fn show_quarantine(_: *mut raw::device_driver, buf: *mut c_char) -> isize {
-    // SAFETY: By the safety requirement.
-    unsafe { show(buf, fmt!("{}", Quarantine)) }
+/// Defines a show function of the driver: `NAME => TEXT`.
+macro_rules! show_driver {
+    ($($name:ident => $text:expr;)*) => {$(
+        /// # Safety
+        ///
+        /// `buf` must be a page, as sysfs passes it.
+        unsafe extern "C" fn $name(_: *mut raw::device_driver, buf: *mut c_char) -> isize {
+            // SAFETY: By the safety requirement.
+            unsafe { show(buf, fmt!("{}", $text)) }
+        }
+    )*};
+}
+
+show_driver! {
+    show_quarantine => Quarantine;
+    show_scrubbing => Scrubbing;
+    show_clean => Clean;
+    show_next_policies => Policies;
+}
+
+/// Defines a show function of a bound device: `NAME(DEVICE) => TEXT`, a line without its end.
+macro_rules! show_device {
+    ($($name:ident($device:ident) => $text:expr;)*) => {$(
+        /// # Safety
+        ///
+        /// `device` must be bound to this driver, `buf` a page: sysfs calls this for attributes the
+        /// driver core adds after probe and removes before remove.
+        unsafe extern "C" fn $name(
+            device: *mut raw::device,
+            _: *mut raw::device_attribute,
+            buf: *mut c_char,
+        ) -> isize {
+            // SAFETY: By the safety requirement.
+            let $device = unsafe { binding_of(device) }.device();
+            // SAFETY: As above.
+            unsafe { show(buf, fmt!("{}\n", $text)) }
+        }
+    )*};
+}
+
+show_device! {
+    show_openers(device) => device.openers();
+    show_policy(device) => device.policy().name();
+    show_state(device) => device.cleanness().name();
+    show_progress(device) => ShownProgress(device.scrub());
+}
+
+/// `DONE TOTAL`; zeros where there is no scrub.
+struct ShownProgress<'a>(Option<&'a Arc<Scrub>>);
+
+impl fmt::Display for ShownProgress<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let none = Progress { done: 0, total: 0 };
+        let progress = self.0.map_or(none, |scrub| scrub.progress());
+        f.write_fmt(fmt!("{} {}", progress.done, progress.total))
+    }
 }
 
 /// # Safety
 ///
-/// `device` must be bound to this driver, `buf` a page: sysfs calls this for attributes the driver
-/// core adds after probe and removes before remove.
-unsafe extern "C" fn show_openers(
-    device: *mut raw::device,
-    _: *mut raw::device_attribute,
-    buf: *mut c_char,
+/// `buf` must be valid for reads of `count` bytes.
+unsafe extern "C" fn store_next_policy(
+    _: *mut raw::device_driver,
+    buf: *const c_char,
+    count: usize,
 ) -> isize {
     // SAFETY: By the safety requirement.
-    unsafe { show(buf, fmt!("{}\n", binding_of(device).device().openers())) }
+    let text = unsafe { written(buf, count) };
+    answer(count, || {
+        let (name, policy) = text?.split_once(' ').ok_or(EINVAL)?;
+        let policy = Policy::parse(policy.trim()).ok_or(EINVAL)?;
+        if !is_device_name(name) {
+            return Err(EINVAL);
+        }
+        registry::set_policy(CString::try_from_fmt(fmt!("{}", name))?, policy)
+    })
+}
+
+/// # Safety
+///
+/// `device` must be bound to this driver, `buf` valid for reads of `count` bytes.
+unsafe extern "C" fn store_policy(
+    device: *mut raw::device,
+    _: *mut raw::device_attribute,
+    buf: *const c_char,
+    count: usize,
+) -> isize {
+    // SAFETY: By the safety requirement.
+    let (device, text) = unsafe { (binding_of(device).device(), written(buf, count)) };
+    answer(count, || {
+        device.set_policy(Policy::parse(text?).ok_or(EINVAL)?);
+        Ok(())
+    })
+}
+
+/// Whether a device can have that name: `daxX.Y`.
+fn is_device_name(name: &str) -> bool {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let ids = name.strip_prefix("dax").and_then(|ids| ids.split_once('.'));
+    ids.is_some_and(|(region, device)| is_number(region) && is_number(device))
+}
+
+/// What was written to an attribute, less the space around it.
+///
+/// # Safety
+///
+/// `buf` must be valid for reads of `count` bytes for `'a`.
+unsafe fn written<'a>(buf: *const c_char, count: usize) -> Result<&'a str> {
+    // SAFETY: By the safety requirement.
+    let text = unsafe { slice::from_raw_parts(buf.cast::<u8>(), count) };
+    Ok(core::str::from_utf8(text).map_err(|_| EINVAL)?.trim())
+}
+
+/// Takes what was written, all of it, or refuses it.
+fn answer(count: usize, take: impl FnOnce() -> Result) -> isize {
+    from_result(|| {
+        take()?;
+        Ok(count as isize)
+    })
 }
 
 /// What stands for the lines a sysfs page has no room for.

@@ -2,13 +2,16 @@
 
 //! The dax bus: registration of the driver, and its probe and remove.
 
-use core::ptr::NonNull;
+use core::mem::offset_of;
+use core::ptr::{addr_of_mut, null_mut, NonNull};
 use kernel::error::{from_result, to_result};
-use kernel::ffi::c_int;
+use kernel::ffi::{c_int, c_void};
 use kernel::prelude::*;
 use kernel::types::Opaque;
 
 use crate::device::{bind, Binding};
+use crate::plan::{Extent, PhysAddr};
+use crate::registry;
 
 use super::attributes;
 use super::dev_dax::DevDax;
@@ -24,18 +27,24 @@ const MATCHES_BY_NAME_ONLY: raw::dax_driver_type = raw::dax_driver_type::MAX;
 // SAFETY: Integers, pointers and optional functions: all of them may be zero.
 unsafe impl pin_init::Zeroable for raw::dax_device_driver {}
 
-/// The driver's registration on the dax bus. Dropping it unbinds every device.
+/// The driver's registration on the dax bus, and its watch over what other drivers do there.
+/// Dropping it unbinds every device.
 ///
 /// # Invariants
 ///
-/// `driver` is registered.
+/// Both parts are registered.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Registration {
     #[pin]
-    driver: Opaque<raw::dax_device_driver>,
+    registered: Opaque<Registered>,
 }
 
-// SAFETY: The driver core serialises all use of a registered driver.
+struct Registered {
+    driver: raw::dax_device_driver,
+    watch: raw::notifier_block,
+}
+
+// SAFETY: The driver core serialises all use of a registered driver and of its notifiers.
 unsafe impl Send for Registration {}
 // SAFETY: A shared `Registration` has no operations.
 unsafe impl Sync for Registration {}
@@ -45,19 +54,29 @@ impl Registration {
     pub(crate) fn new() -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             // INVARIANT: Registered where this succeeds.
-            driver <- Opaque::try_ffi_init(|slot: *mut raw::dax_device_driver| {
+            registered <- Opaque::try_ffi_init(|slot: *mut Registered| {
                 let mut driver: raw::dax_device_driver = pin_init::zeroed();
                 driver.type_ = MATCHES_BY_NAME_ONLY;
                 driver.probe = Some(probe);
                 driver.remove = Some(remove);
                 driver.drv.groups = attributes::driver_groups();
                 driver.drv.dev_groups = attributes::device_groups();
+                let watch = raw::notifier_block {
+                    notifier_call: Some(watch),
+                    next: null_mut(),
+                    priority: 0,
+                };
                 // SAFETY: `slot` is valid for writes and does not move afterwards; name and tables
-                // are statics.
-                to_result(unsafe {
-                    slot.write(driver);
-                    raw::__dax_driver_register(slot, this_module(), NAME.as_char_ptr())
-                })
+                // are statics. Registering has told the driver its bus.
+                unsafe {
+                    slot.write(Registered { driver, watch });
+                    let driver = addr_of_mut!((*slot).driver);
+                    let watch = addr_of_mut!((*slot).watch);
+                    let name = NAME.as_char_ptr();
+                    to_result(raw::__dax_driver_register(driver, this_module(), name))?;
+                    to_result(raw::bus_register_notifier((*driver).drv.bus, watch))
+                        .inspect_err(|_| raw::dax_driver_unregister(driver))
+                }
             }),
         })
     }
@@ -66,9 +85,86 @@ impl Registration {
 #[pinned_drop]
 impl PinnedDrop for Registration {
     fn drop(self: Pin<&mut Self>) {
+        let registered = self.registered.get();
         // SAFETY: Registered, by the invariant.
-        unsafe { raw::dax_driver_unregister(self.driver.get()) };
+        unsafe {
+            let driver = addr_of_mut!((*registered).driver);
+            raw::dax_driver_unregister(driver);
+            // What other drivers do no longer matters: the module forgets all it knows.
+            raw::bus_unregister_notifier((*driver).drv.bus, addr_of_mut!((*registered).watch));
+        }
     }
+}
+
+/// Called for every event on the dax bus. Goes on to [`registry::forget`] where memory leaves this
+/// driver's control.
+///
+/// # Safety
+///
+/// `watch` must be the member of a [`Registered`], `data` a device of the dax bus; for
+/// BUS_NOTIFY_BIND_DRIVER with its device lock held.
+unsafe extern "C" fn watch(
+    watch: *mut raw::notifier_block,
+    event: usize,
+    data: *mut c_void,
+) -> c_int {
+    const BIND: usize = raw::bus_notifier_event_BUS_NOTIFY_BIND_DRIVER as usize;
+    const DEL: usize = raw::bus_notifier_event_BUS_NOTIFY_DEL_DEVICE as usize;
+    let device = data.cast::<raw::device>();
+    // SAFETY: By the safety requirement; every device of the bus is part of a `dev_dax`.
+    let (dev_dax, is_ours) = unsafe {
+        let registered = watch
+            .byte_sub(offset_of!(Registered, watch))
+            .cast::<Registered>();
+        let ours = addr_of_mut!((*registered).driver.drv);
+        let dev_dax = device.byte_sub(offset_of!(raw::dev_dax, dev));
+        (dev_dax.cast::<raw::dev_dax>(), (*device).driver == ours)
+    };
+    let Some(dev_dax) = NonNull::new(dev_dax) else {
+        return NOTIFY_DONE;
+    };
+    match event {
+        BIND if !is_ours => {
+            // SAFETY: The driver core holds the device lock while it binds.
+            let dev_dax = unsafe { DevDax::from_raw(dev_dax) };
+            match dev_dax.ranges() {
+                Ok(ranges) => ranges
+                    .iter()
+                    .for_each(|range| registry::forget(&range.extent())),
+                Err(_) => registry::forget_all(),
+            }
+        }
+        DEL => {
+            // SAFETY: The device is being removed and holds its region until it is gone.
+            if let Some(region) = unsafe { region_that_ends_with(dev_dax) } {
+                registry::forget(&region);
+            }
+        }
+        _ => {}
+    }
+    NOTIFY_DONE
+}
+
+/// The answer of a notifier that does not care.
+const NOTIFY_DONE: c_int = raw::NOTIFY_DONE as c_int;
+
+/// The memory of the device's region if it does not outlive the device: the first device of a
+/// region, and the only one of a static region, go with it.
+///
+/// # Safety
+///
+/// `dev_dax` must be a device that is being removed from the bus.
+unsafe fn region_that_ends_with(dev_dax: NonNull<raw::dev_dax>) -> Option<Extent> {
+    // SAFETY: By the safety requirement: a device holds its region.
+    let (last, res) = unsafe {
+        let dev_dax = dev_dax.as_ref();
+        (dev_dax.id == 0 || !dev_dax.dyn_id, &(*dev_dax.region).res)
+    };
+    let extent = Extent {
+        start: PhysAddr::from_raw(res.start),
+        len: res.end.wrapping_sub(res.start).wrapping_add(1),
+    };
+    last.then_some(extent)
 }
 
 /// Called with the device lock held. Goes on to [`bind`].

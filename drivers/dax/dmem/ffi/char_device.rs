@@ -90,7 +90,10 @@ static OPERATIONS: Table<raw::file_operations> = Table(raw::file_operations {
 unsafe extern "C" fn open(inode: *mut raw::inode, file: *mut raw::file) -> c_int {
     from_result(|| {
         // SAFETY: `chrdev_open()` passes the inode of the node that was opened.
-        let device = registry::open(unsafe { (*inode).i_rdev })?;
+        let devt = unsafe { (*inode).i_rdev };
+        // SAFETY: The file is new and not shared yet.
+        let patient = unsafe { (*file).f_flags } & raw::O_NONBLOCK == 0;
+        let device = registry::open(devt, patient)?;
         // SAFETY: The file is new and not shared yet; the device, which it holds from here on,
         // keeps the dax inode.
         unsafe {

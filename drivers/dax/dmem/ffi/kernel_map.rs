@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Short-lived kernel mappings of page-less memory: for a copy of ptrace.
+//! Short-lived kernel mappings of page-less memory: for a step of a scrub, for a copy of ptrace.
 //!
 //! The kernel has no mapping of this memory otherwise.
 
@@ -16,9 +16,10 @@ use super::{raw, to_ulong};
 ///
 /// # Invariants
 ///
-/// `addr` comes from `memremap()`.
+/// `addr` comes from `memremap()` for `len` bytes that start on a page.
 pub(crate) struct KernelMap {
     addr: NonNull<c_void>,
+    len: usize,
 }
 
 impl KernelMap {
@@ -35,7 +36,14 @@ impl KernelMap {
         // INVARIANT: Mapped just now.
         Ok(Self {
             addr: NonNull::new(addr).ok_or(ENOMEM)?,
+            len,
         })
+    }
+
+    /// Overwrites all of it with zeros, past the cache.
+    pub(crate) fn clear(&self) {
+        // SAFETY: Mapped for `len` bytes, by the invariant; no Rust reference leads there.
+        unsafe { raw::dmem_clear(self.addr.as_ptr(), self.len) };
     }
 
     /// Copies from the mapping to `to`.

@@ -10,14 +10,16 @@ pub(crate) mod attributes;
 pub(crate) mod bus;
 pub(crate) mod char_device;
 pub(crate) mod dev_dax;
-pub(crate) mod devices;
+pub(crate) mod globals;
 pub(crate) mod inode;
 pub(crate) mod kernel_map;
 pub(crate) mod layout;
 pub(crate) mod liveness;
 pub(crate) mod raw;
 pub(crate) mod reservation;
+pub(crate) mod task;
 pub(crate) mod vma;
+pub(crate) mod workqueue;
 
 // The driver depends on X86_64: the conversions below lose nothing.
 const _: () = assert!(core::mem::size_of::<usize>() == core::mem::size_of::<u64>());

@@ -7,35 +7,32 @@ use kernel::prelude::*;
 use kernel::str::{CStr, CString};
 
 use crate::error::Error;
-use crate::plan::{DevRange, PhysAddr, PAGE_SHIFT, PAGE_SIZE};
+use crate::plan::{DevRange, Extent, PhysAddr, PAGE_SHIFT};
 
 use super::{from_ulong, raw, to_ulong};
 
-/// A device's ranges, claimed as busy so that neither another driver nor `/dev/mem` gets at them.
+/// Physical memory of a device, claimed as busy so that neither another driver nor `/dev/mem` gets at them.
 ///
 /// # Invariants
 ///
 /// Each element of `claimed` is a busy resource of that start and length named by `name`.
 pub(crate) struct Reservation {
-    claimed: KVec<Claim>,
+    claimed: KVec<Extent>,
     name: CString,
 }
 
-#[derive(Clone, Copy)]
-struct Claim {
-    start: u64,
-    len: u64,
-}
-
 impl Reservation {
-    /// Claims all `ranges` under the device's name, or none.
-    pub(crate) fn new(name: &CStr, ranges: &[DevRange]) -> Result<Self, Error> {
+    /// Claims all `extents` under the device's name, or none.
+    pub(crate) fn new(
+        name: &CStr,
+        extents: impl IntoIterator<Item = Extent>,
+    ) -> Result<Self, Error> {
         let mut this = Self {
-            claimed: KVec::with_capacity(ranges.len(), GFP_KERNEL)?,
+            claimed: KVec::new(),
             name: CString::try_from(name)?,
         };
-        for range in ranges {
-            this.claim(range)?;
+        for extent in extents {
+            this.claim(extent)?;
         }
         Ok(this)
     }
@@ -45,44 +42,40 @@ impl Reservation {
         &self.name
     }
 
-    fn claim(&mut self, range: &DevRange) -> Result<(), Error> {
-        let claim = Claim {
-            start: range.start.raw(),
-            len: bytes(range)?,
-        };
+    fn claim(&mut self, claim: Extent) -> Result<(), Error> {
+        self.claimed.reserve(1, GFP_KERNEL)?;
         // SAFETY: `iomem_resource` is the kernel's; the name outlives the resource, which `drop`
         // releases while `self.name` still exists.
         let resource = unsafe {
             raw::__request_region(
                 addr_of_mut!(raw::iomem_resource),
-                claim.start,
+                claim.start.raw(),
                 claim.len,
                 self.name.as_char_ptr(),
                 0,
             )
         };
         if resource.is_null() {
-            return Err(Error::RangeTaken { start: range.start });
+            return Err(Error::RangeTaken { start: claim.start });
         }
-        // INVARIANT: The region was claimed just now. There is room for every range.
-        self.claimed.push(claim, GFP_KERNEL).map_err(|error| {
-            release(claim);
-            error.into()
-        })
+        // INVARIANT: The region was claimed just now. There is room for it.
+        Ok(self.claimed.push(claim, GFP_KERNEL)?)
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
         for claim in &self.claimed {
-            release(*claim);
+            // SAFETY: Claimed by `claim`, by the invariant, and released once.
+            unsafe {
+                raw::__release_region(
+                    addr_of_mut!(raw::iomem_resource),
+                    claim.start.raw(),
+                    claim.len,
+                );
+            }
         }
     }
-}
-
-fn release(claim: Claim) {
-    // SAFETY: Only regions claimed by `Reservation::claim` come here, once.
-    unsafe { raw::__release_region(addr_of_mut!(raw::iomem_resource), claim.start, claim.len) };
 }
 
 /// The first page of the range that has a struct page.
@@ -95,11 +88,4 @@ pub(crate) fn first_page_struct(range: &DevRange) -> Option<PhysAddr> {
     // SAFETY: Reads the memory section table only; `pfn` is valid for writes.
     let found = unsafe { raw::dmem_first_valid_pfn(start, pages, &mut pfn) };
     found.then(|| PhysAddr::from_raw(from_ulong(pfn) << PAGE_SHIFT))
-}
-
-fn bytes(range: &DevRange) -> Result<u64, Error> {
-    range
-        .pages
-        .checked_mul(PAGE_SIZE)
-        .ok_or(Error::Kernel(EOVERFLOW))
 }

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The module's globals: the book of devices, and the turn to bind one. `registry.rs` says what
+//! they mean.
+
+use core::pin::Pin;
+use kernel::prelude::*;
+use kernel::sync::global_lock;
+
+use crate::registry::{self, Book};
+
+global_lock! {
+    // SAFETY: `Globals::new()` is called by the module's own init before the driver is registered,
+    // that is before anything can look for a device.
+    pub(crate) unsafe(uninit) static BOOK: Mutex<Book> = Book::new();
+}
+
+global_lock! {
+    // SAFETY: As above.
+    pub(crate) unsafe(uninit) static TURN: Mutex<()> = ();
+}
+
+/// The globals while the module is loaded; statics are not dropped with their module.
+pub(crate) struct Globals(());
+
+impl Globals {
+    /// Makes the globals usable. Must be called once, before anything else.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM.
+    pub(crate) fn new() -> Result<Self> {
+        // SAFETY: Called once, from the module's init.
+        unsafe {
+            BOOK.init();
+            TURN.init();
+        }
+        registry::begin()?;
+        Ok(Self(()))
+    }
+}
+
+impl Drop for Globals {
+    fn drop(&mut self) {
+        // The driver is unregistered, and no file is open when the module goes.
+        registry::finish();
+    }
+}
