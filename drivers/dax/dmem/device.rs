@@ -207,7 +207,8 @@ fn withdraw(device: Arc<Device>, node: Option<CharDevice>, dev_dax: &DevDax<'_>)
 /// # Errors
 ///
 /// Refuses ranges that are quarantined, taken, or that have struct pages, and says which. Nothing
-/// has changed then, but that the policy set for this bind is used up.
+/// has changed then, but that the policy set for this bind is used up, and that a scrub of these
+/// ranges may have been broken off.
 pub(crate) fn bind(dev_dax: &DevDax<'_>) -> Result<Binding, Error> {
     let policy = registry::take_policy(dev_dax.name()).unwrap_or(Policy::Release);
     let inode = dev_dax.inode();
