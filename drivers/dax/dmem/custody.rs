@@ -42,9 +42,10 @@ impl Release {
         self.scrub.stop();
     }
 
-    fn overlaps(&self, ranges: &RangeMap<'_>) -> bool {
-        let mut extents = self.scrub.parts().map(|(extent, _)| extent);
-        extents.any(|extent| extents_of(ranges).any(|range| range.overlaps(&extent)))
+    /// Whether it claims memory of these ranges, be it clean already.
+    fn claims(&self, ranges: &RangeMap<'_>) -> bool {
+        let mut claimed = self.reservation.extents().iter();
+        claimed.any(|claimed| extents_of(ranges).any(|range| range.overlaps(claimed)))
     }
 }
 
@@ -160,7 +161,7 @@ impl Custody {
     /// Takes a scrub that is in the way of these ranges off the list. The caller stops it and
     /// comes back with [`Custody::carry_on`].
     pub(crate) fn take_over(&mut self, ranges: &RangeMap<'_>) -> Option<Release> {
-        let in_the_way = |release: &Release| release.overlaps(ranges);
+        let in_the_way = |release: &Release| release.claims(ranges);
         let index = self.releases.iter().position(in_the_way)?;
         self.releases.remove(index).ok()
     }

@@ -42,6 +42,11 @@ impl Reservation {
         &self.name
     }
 
+    /// What is claimed.
+    pub(crate) fn extents(&self) -> &[Extent] {
+        &self.claimed
+    }
+
     fn claim(&mut self, claim: Extent) -> Result<(), Error> {
         self.claimed.reserve(1, GFP_KERNEL)?;
         // SAFETY: `iomem_resource` is the kernel's; the name outlives the resource, which `drop`
