@@ -105,7 +105,7 @@ impl Device {
         sysfs::link_name(self.attribute("driver"))
     }
 
-    /// Binds by `new_id`, and fails unless the driver has the device afterwards.
+    /// Binds as [`Device::try_bind`], and fails unless the driver has the device afterwards.
     pub fn bind(&self, driver: &str) -> Outcome {
         self.try_bind(driver)
             .named(format_args!("binding {} to {driver}", self.name))
@@ -113,8 +113,20 @@ impl Device {
 
     /// Binds by `new_id`; the errno stays visible to the caller.
     ///
-    /// `new_id` itself reports success when the probe fails, so `bind` is asked next: it gives the probe's error.
+    /// The driver under test leaves the memory as it is: most cases look at bytes of before, some at regions larger than
+    /// the machine, and scrubbing takes its time.
     pub fn try_bind(&self, driver: &str) -> io::Result<()> {
+        if driver == DAX_DMEM {
+            let policy = format!("{} never", self.name);
+            sysfs::try_write(driver_attribute(DAX_DMEM, "scrub_policy"), &policy)?;
+        }
+        self.attach(driver)
+    }
+
+    /// Binds by `new_id`, with the scrub policy that was chosen, or the default.
+    ///
+    /// `new_id` itself reports success when the probe fails, so `bind` is asked next: it gives the probe's error.
+    fn attach(&self, driver: &str) -> io::Result<()> {
         sysfs::try_write(driver_attribute(driver, "new_id"), &self.name)?;
         if self.driver().as_deref() == Some(driver) {
             return Ok(());
