@@ -101,14 +101,15 @@ impl PinnedDrop for Registration {
 ///
 /// # Safety
 ///
-/// `watch` must be the member of a [`Registered`], `data` a device of the dax bus; for
-/// BUS_NOTIFY_BIND_DRIVER with its device lock held.
+/// `watch` must be the member of a [`Registered`], `data` a device of the dax bus; when a driver
+/// binds it, with its device lock held.
 unsafe extern "C" fn watch(
     watch: *mut raw::notifier_block,
     event: usize,
     data: *mut c_void,
 ) -> c_int {
     const BIND: usize = raw::bus_notifier_event_BUS_NOTIFY_BIND_DRIVER as usize;
+    const BOUND: usize = raw::bus_notifier_event_BUS_NOTIFY_BOUND_DRIVER as usize;
     const DEL: usize = raw::bus_notifier_event_BUS_NOTIFY_DEL_DEVICE as usize;
     let device = data.cast::<raw::device>();
     // SAFETY: By the safety requirement; every device of the bus is part of a `dev_dax`.
@@ -124,7 +125,9 @@ unsafe extern "C" fn watch(
         return NOTIFY_DONE;
     };
     match event {
-        BIND if !is_ours => {
+        // Before probe, which may write already; and after it, for memory whose scrub ended, and was
+        // noted as clean, just before the other driver claimed it.
+        BIND | BOUND if !is_ours => {
             // SAFETY: The driver core holds the device lock while it binds.
             let dev_dax = unsafe { DevDax::from_raw(dev_dax) };
             match dev_dax.ranges() {
