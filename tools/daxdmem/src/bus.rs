@@ -14,9 +14,11 @@ use std::{fs, iter};
 use dmem_plan::{Extent, PhysAddr};
 use serde::{Deserialize, Serialize};
 
+use crate::access::{self, Access};
 use crate::daxctl::{self, Context};
 use crate::driver::Driver;
 use crate::name::DeviceName;
+use crate::scrub::Scrub;
 use crate::sysfs;
 
 /// All regions and devices, each in ascending order.
@@ -71,6 +73,10 @@ pub struct Device {
     pub openers: Option<u64>,
     /// Its ranges in order of offset; `None` where the caller may not read them.
     pub ranges: Option<Vec<Range>>,
+    /// How it is scrubbed, known while dax_dmem is bound.
+    pub scrub: Option<Scrub>,
+    /// Who may open its node; `None` where there is no node.
+    pub access: Option<Access>,
 }
 
 /// A piece of physical memory, `len` bytes from `start`.
@@ -219,6 +225,9 @@ impl Device {
             openers: Driver::openers(&path),
             ranges: ranges(raw),
             driver,
+            scrub: Scrub::of(&path),
+            access: access::number(&path)
+                .and_then(|number| Access::of(&node_path(name), &number).ok()),
             path,
         })
     }
@@ -250,8 +259,12 @@ impl Device {
 
     /// Its node in /dev.
     pub fn node_path(&self) -> PathBuf {
-        Path::new("/dev").join(self.name.to_string())
+        node_path(self.name)
     }
+}
+
+fn node_path(device: DeviceName) -> PathBuf {
+    Path::new("/dev").join(device.to_string())
 }
 
 /// The ranges in order of offset; `None` when the size says that there are some and none can be read.

@@ -9,10 +9,12 @@
 use std::io;
 use std::path::Path;
 
+use crate::access::{self, Access};
 use crate::bus::{ranges_text, Bus, Device, Identity, Range};
 use crate::daxctl::{self, Context};
 use crate::driver::Driver;
 use crate::error::{Error, Result};
+use crate::scrub::Policy;
 
 /// How often a device is taken back from device_dax before giving up.
 const ATTEMPTS: u32 = 20;
@@ -143,16 +145,46 @@ pub fn delete(identity: &Identity) -> Result<()> {
     }
 }
 
-/// Binds it to dax_dmem, and leaves no name behind in the driver's list.
+/// Gives its node an owner, a group and a mode. Returns whether there was something to do.
+pub fn set_access(identity: &Identity, access: Access) -> Result<bool> {
+    let device = same(identity)?;
+    let number = access::number(&device.path);
+    let number = number.ok_or_else(|| disturbed(identity, "it has no number".to_owned()))?;
+    access.set(&device.node_path(), &number)
+}
+
+/// Makes its node root's alone, if there is one.
+pub fn reset_access(identity: &Identity) -> Result<()> {
+    match same(identity)?.access {
+        Some(_) => set_access(identity, Access::ROOT).map(drop),
+        None => Ok(()),
+    }
+}
+
+/// Changes what the driver does when it is taken back, if it is bound.
+pub fn set_policy(identity: &Identity, policy: Policy) -> Result<()> {
+    let device = same(identity)?;
+    match device.scrub {
+        Some(scrub) if scrub.policy != policy => {}
+        _ => return Ok(()),
+    }
+    let what = format!("cannot change the scrub policy of {}", identity.device);
+    Driver::change_policy(&device.path, policy).map_err(Error::kernel(what))
+}
+
+/// Binds it to dax_dmem, to be scrubbed as told, and leaves no name behind in the driver's lists when that succeeds.
 ///
 /// Should device_dax come first (see [`release`]), the device is taken away from there and tried again.
-pub fn bind(identity: &Identity) -> Result<()> {
+pub fn bind(identity: &Identity, policy: Policy) -> Result<()> {
     let name = identity.device;
     let mut now = same(identity)?;
     for _ in 0..ATTEMPTS {
         if let Some(driver) = &now.driver {
             take_away(&now, driver)?;
         }
+        Driver::set_policy(name, policy).map_err(Error::kernel(format!(
+            "cannot tell dax_dmem how to scrub {name}"
+        )))?;
         let added = Driver::add_id(name);
         let looked = same(identity);
         let removed = Driver::remove_id(name);
@@ -162,7 +194,18 @@ pub fn bind(identity: &Identity) -> Result<()> {
             "cannot take {name} out of the list of dax_dmem"
         )))?;
         match now.driver.as_deref() {
-            Some(Driver::NAME) => return Ok(()),
+            Some(Driver::NAME) => {
+                return match now.scrub {
+                    Some(scrub) if scrub.policy == policy => Ok(()),
+                    found => {
+                        take_away(&now, Driver::NAME)?;
+                        let found =
+                            found.map_or("none".to_owned(), |scrub| scrub.policy.to_string());
+                        let what = format!("its scrub policy is {found} instead of {policy}");
+                        Err(disturbed(identity, what))
+                    }
+                }
+            }
             Some("device_dax") => {}
             Some(driver) => {
                 return Err(Error::Refused {
@@ -232,6 +275,15 @@ pub fn forget_id(identity: &Identity) -> Result<()> {
         identity.device
     );
     Driver::remove_id(identity.device).map_err(Error::kernel(what))
+}
+
+/// Takes back what the driver was told for the next bind of the device.
+pub fn settle_policy(identity: &Identity) -> Result<()> {
+    let what = format!(
+        "cannot take back how {} was to be scrubbed",
+        identity.device
+    );
+    Driver::settle_policy(identity.device).map_err(Error::kernel(what))
 }
 
 /// Reads the bus.

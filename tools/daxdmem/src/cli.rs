@@ -2,10 +2,12 @@
 
 //! The command line.
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 
+use crate::access::{Mode, Owner};
 use crate::align::Align;
 use crate::name::{GuestName, Target};
+use crate::scrub::Policy;
 use crate::size::Size;
 
 /// Guest memory without struct page: cuts reserved memory into devices, one for each guest.
@@ -28,13 +30,15 @@ Exit codes:
   2  the command line was not understood
   3  failed, and something is left behind: the message says what, and who ends it
 
-A command that was interrupted is undone or completed by the next one, which says so.";
+A command that was interrupted is undone or completed by the next one, which says so.
+Waiting for a scrub may be interrupted at any time: the driver goes on with it.";
 
 const CREATE_EXAMPLES: &str = "\
 Examples:
   daxdmem create vm1 --size 16G
   daxdmem create vm2 --size 4610M --node 1
-  daxdmem create vm3 --size 512M --align 4K --region 0";
+  daxdmem create vm3 --size 512M --align 4K --region 0
+  daxdmem create vm4 --size 64G --owner libvirt-qemu:kvm --mode 0660 --no-wait";
 
 /// The verbs.
 #[derive(Debug, Subcommand)]
@@ -46,15 +50,27 @@ pub enum Command {
     /// Make a page-less device for a guest
     ///
     /// The memory comes from one region, in as few pieces as possible, and so that as many 1 GiB leaves as possible
-    /// are to be had. Loads the driver if need be.
+    /// are to be had. Loads the driver if need be. Memory that is not known to be zero is scrubbed before anybody can
+    /// open the device; the command waits for that.
     #[command(after_long_help = CREATE_EXAMPLES)]
     Create(CreateArgs),
     /// Unmake a guest's device and give its memory back to the region
+    ///
+    /// With scrub policy release the driver scrubs the memory in the background.
     Destroy(DestroyArgs),
     /// Make an existing device page-less
+    ///
+    /// Policy, owner and mode are those it had, where nothing else is said.
     Bind(BindArgs),
-    /// Take a device away from its driver; its memory and its name stay
+    /// Take a device away from its driver; it stays the guest's, without its contents
+    ///
+    /// The contents are scrubbed now (scrub policy release) or by the next bind (hand-out).
     Unbind(UnbindArgs),
+    /// Change scrub policy, owner or mode of a device
+    ///
+    /// Holds at once, and for later binds. What has been scrubbed or left unscrubbed stays so: a policy says what is
+    /// done when the device is taken back, and at its next bind.
+    Set(SetArgs),
     /// Print the arguments with which QEMU takes its guest's memory from a device
     ///
     /// As in: qemu-system-x86_64 $(daxdmem qemu-args vm1) -accel kvm ...
@@ -94,6 +110,41 @@ pub struct CreateArgs {
     /// Take memory of this region only: X in the names daxX.Y of its devices
     #[arg(long)]
     pub region: Option<u32>,
+    /// Policy, owner and mode
+    #[command(flatten)]
+    pub settings: SettingsArgs,
+    /// Waiting
+    #[command(flatten)]
+    pub wait: WaitArgs,
+}
+
+/// What can be chosen for a device.
+#[derive(Debug, Args)]
+pub struct SettingsArgs {
+    /// When its memory is scrubbed, that is, overwritten with zeros [a new guest's: release]
+    #[arg(long, value_enum, value_name = "POLICY")]
+    pub scrub: Option<Policy>,
+    /// Who may open /dev/daxX.Y: USER, USER:GROUP or :GROUP, names or numbers [a new guest's: root:root]
+    #[arg(long, value_name = "USER[:GROUP]")]
+    pub owner: Option<Owner>,
+    /// Permissions of /dev/daxX.Y in octal, such as 0660 [a new guest's: 0600]
+    #[arg(long)]
+    pub mode: Option<Mode>,
+}
+
+impl SettingsArgs {
+    /// Whether anything is chosen.
+    pub fn is_any(&self) -> bool {
+        self.scrub.is_some() || self.owner.is_some() || self.mode.is_some()
+    }
+}
+
+/// Whether to wait for a device to be scrubbed.
+#[derive(Debug, Args)]
+pub struct WaitArgs {
+    /// Do not wait until the device is scrubbed: whoever opens it does
+    #[arg(long)]
+    pub no_wait: bool,
 }
 
 /// See [`Command::Destroy`].
@@ -104,6 +155,9 @@ pub struct DestroyArgs {
     /// Take the memory away from programs that use it: they get SIGBUS
     #[arg(long)]
     pub force: bool,
+    /// Wait until the memory is scrubbed
+    #[arg(long)]
+    pub wait: bool,
 }
 
 /// See [`Command::Bind`].
@@ -112,6 +166,24 @@ pub struct BindArgs {
     /// The guest's name, or the device's, daxX.Y
     #[arg(value_name = "NAME|daxX.Y")]
     pub target: Target,
+    /// Policy, owner and mode
+    #[command(flatten)]
+    pub settings: SettingsArgs,
+    /// Waiting
+    #[command(flatten)]
+    pub wait: WaitArgs,
+}
+
+/// See [`Command::Set`].
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("what").args(["scrub", "owner", "mode"]).required(true).multiple(true)))]
+pub struct SetArgs {
+    /// The guest's name, or the device's, daxX.Y
+    #[arg(value_name = "NAME|daxX.Y")]
+    pub target: Target,
+    /// Policy, owner and mode
+    #[command(flatten)]
+    pub settings: SettingsArgs,
 }
 
 /// See [`Command::Unbind`].
@@ -154,6 +226,21 @@ mod tests {
             (args.size, args.align, args.node, args.region),
             (Size(4 << 30), None, Some(1), None)
         );
+        let line =
+            "daxdmem create vm1 --size 1G --scrub hand-out --owner qemu:kvm --mode 0660 --no-wait";
+        let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+        let Command::Create(args) = cli.command else {
+            panic!("{cli:?}")
+        };
+        assert_eq!(args.settings.scrub, Some(Policy::HandOut));
+        assert_eq!(args.settings.owner, Some("qemu:kvm".parse().unwrap()));
+        assert_eq!(args.settings.mode, Some("660".parse().unwrap()));
+        assert!(args.wait.no_wait);
+        let cli = Cli::try_parse_from(["daxdmem", "set", "vm1", "--mode", "600"]).unwrap();
+        let Command::Set(args) = cli.command else {
+            panic!("{cli:?}")
+        };
+        assert!(args.settings.is_any() && args.settings.scrub.is_none());
         let cli = Cli::try_parse_from(["daxdmem", "unbind", "dax0.1", "--force"]).unwrap();
         let Command::Unbind(args) = cli.command else {
             panic!("{cli:?}")
@@ -176,6 +263,13 @@ mod tests {
             ),
             ("daxdmem destroy dax0.1", "'dax0.1' is the name of a device"),
             ("daxdmem list --json --verbose", "cannot be used with"),
+            ("daxdmem set vm1", "required arguments were not provided"),
+            (
+                "daxdmem set vm1 --scrub sometimes",
+                "[possible values: release, hand-out, never]",
+            ),
+            ("daxdmem bind vm1 --mode rw", "'rw' is no mode for a device"),
+            ("daxdmem bind vm1 --owner :", "':' is no owner"),
             ("daxdmem", "Usage: daxdmem <COMMAND>"),
         ] {
             let error = Cli::try_parse_from(line.split(' ')).unwrap_err();

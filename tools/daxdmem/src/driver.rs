@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The driver dax_dmem, as sysfs shows it: binding, openers, quarantine.
+//! The driver dax_dmem, as sysfs shows it: binding, openers, and memory that no device has.
 //!
 //! A device is bound by its name in `new_id`, which attaches at once. The kernel keeps the name, and would bind any
 //! later device of that name along with the next one written there; so it is taken out again as soon as the device is
 //! bound, and before a new device gets memory.
+//!
+//! How a device is to be scrubbed is told by name as well, before it is bound; the bind uses that up. What is left of
+//! a bind that did not happen would hold for a later device of that name: see [`Driver::settle_policy`].
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,6 +15,7 @@ use std::process::{Command, Stdio};
 
 use crate::bus::Range;
 use crate::name::DeviceName;
+use crate::scrub::{Policy, Progress};
 use crate::sysfs;
 
 /// The driver.
@@ -26,6 +30,42 @@ pub struct Quarantine {
     pub device: String,
     /// Files still open.
     pub openers: u64,
+}
+
+/// A range that no device has any more and that is being scrubbed. Binding a device over it takes the scrub over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scrubbing {
+    /// The range.
+    pub range: Range,
+    /// The device it was unbound from.
+    pub device: String,
+    /// How far it has come.
+    pub progress: Progress,
+}
+
+/// What the driver knows of memory that no device has.
+#[derive(Debug, Clone, Default)]
+pub struct Unowned {
+    /// Ranges that are unbound and still in use; none while the driver is not loaded, for it cannot go while there are
+    /// any.
+    pub quarantine: Vec<Quarantine>,
+    /// Ranges that are being scrubbed; `None` where the caller may not know, or the driver is not loaded or does not
+    /// scrub.
+    pub scrubbing: Option<Vec<Scrubbing>>,
+    /// Ranges known to be zero; `None` as above.
+    pub clean: Option<Vec<Range>>,
+}
+
+impl Unowned {
+    /// Reads it.
+    pub fn read() -> Unowned {
+        let clean = Driver::lines("clean");
+        Unowned {
+            quarantine: Driver::quarantine(),
+            scrubbing: Driver::scrubbing(),
+            clean: clean.map(|text| text.lines().filter_map(range).collect()),
+        }
+    }
 }
 
 impl Driver {
@@ -93,27 +133,108 @@ impl Driver {
         sysfs::number(&device.join(Self::NAME).join("openers"))
     }
 
-    /// All ranges in quarantine; none while the driver is not loaded, for it cannot go while there are any.
+    /// See [`Unowned::quarantine`].
     pub fn quarantine() -> Vec<Quarantine> {
-        let text = sysfs::text(&Self::attribute("quarantine")).unwrap_or_default();
+        let text = Self::lines("quarantine").unwrap_or_default();
         text.lines().filter_map(Quarantine::parse).collect()
     }
+
+    /// See [`Unowned::scrubbing`].
+    pub fn scrubbing() -> Option<Vec<Scrubbing>> {
+        let text = Self::lines("scrubbing")?;
+        Some(text.lines().filter_map(Scrubbing::parse).collect())
+    }
+
+    fn lines(attribute: &str) -> Option<String> {
+        sysfs::text(&Self::attribute(attribute))
+    }
+
+    /// Whether the driver that is loaded scrubs: older ones do not.
+    pub fn scrubs() -> bool {
+        Self::attribute("scrub_policy").exists()
+    }
+
+    /// Tells how the device is to be scrubbed, from its next bind on.
+    ///
+    /// `release` is what the driver does untold, and is told only in place of something else: so nothing is left of a
+    /// bind that does not come to pass.
+    pub fn set_policy(device: DeviceName, policy: Policy) -> io::Result<()> {
+        if policy == Policy::Release {
+            return Self::settle_policy(device);
+        }
+        Self::tell_policy(device, policy)
+    }
+
+    /// Takes back what [`Driver::set_policy`] has told, where no bind has used it up.
+    pub fn settle_policy(device: DeviceName) -> io::Result<()> {
+        match Self::told_policy(device) {
+            None | Some(Policy::Release) => Ok(()),
+            Some(_) => Self::tell_policy(device, Policy::Release),
+        }
+    }
+
+    fn tell_policy(device: DeviceName, policy: Policy) -> io::Result<()> {
+        sysfs::write(
+            &Self::attribute("scrub_policy"),
+            &format!("{device} {policy}"),
+        )
+    }
+
+    /// What was told for the next bind of the device.
+    fn told_policy(device: DeviceName) -> Option<Policy> {
+        policy_of(device, &Self::lines("scrub_policy")?)
+    }
+
+    /// Changes what is done when a device that is bound is taken back, given its directory.
+    pub fn change_policy(device: &Path, policy: Policy) -> io::Result<()> {
+        sysfs::write(
+            &device.join(Self::NAME).join("scrub_policy"),
+            &policy.to_string(),
+        )
+    }
+}
+
+/// The device's policy in lines of `daxX.Y POLICY`.
+fn policy_of(device: DeviceName, text: &str) -> Option<Policy> {
+    let lines = text.lines().filter_map(|line| line.split_once(' '));
+    let mine = |(name, _): &(&str, &str)| name.parse() == Ok(device);
+    lines
+        .filter(mine)
+        .find_map(|(_, policy)| Policy::parse(policy))
+}
+
+/// `0xSTART-0xEND`, the end inclusive.
+fn range(text: &str) -> Option<Range> {
+    let (start, last) = text.split_once('-')?;
+    let hex = |text: &str| u64::from_str_radix(text.strip_prefix("0x")?, 16).ok();
+    let (start, last) = (hex(start)?, hex(last)?);
+    Some(Range {
+        start,
+        len: last.checked_sub(start)?.checked_add(1)?,
+    })
 }
 
 impl Quarantine {
     /// `0xSTART-0xEND daxX.Y OPENERS`, the end inclusive.
     fn parse(line: &str) -> Option<Self> {
         let mut words = line.split_ascii_whitespace();
-        let (start, last) = words.next()?.split_once('-')?;
-        let hex = |text: &str| u64::from_str_radix(text.strip_prefix("0x")?, 16).ok();
-        let (start, last) = (hex(start)?, hex(last)?);
         Some(Quarantine {
-            range: Range {
-                start,
-                len: last.checked_sub(start)?.checked_add(1)?,
-            },
+            range: range(words.next()?)?,
             device: words.next()?.to_owned(),
             openers: words.next()?.parse().ok()?,
+        })
+    }
+}
+
+impl Scrubbing {
+    /// `0xSTART-0xEND daxX.Y DONE TOTAL`, the end inclusive.
+    fn parse(line: &str) -> Option<Self> {
+        let (place, progress) = line.split_once(' ')?;
+        let (device, progress) = progress.split_once(' ')?;
+        Some(Scrubbing {
+            range: range(place)?,
+            device: device.to_owned(),
+            progress: Progress::parse(progress)?,
         })
     }
 }
@@ -145,5 +266,41 @@ mod tests {
         ] {
             assert_eq!(Quarantine::parse(line), None, "{line}");
         }
+    }
+
+    #[test]
+    fn lines_of_scrubs_under_way() {
+        assert_eq!(
+            Scrubbing::parse("0x100000000-0x13fffffff dax0.1 2097152 1073741824"),
+            Some(Scrubbing {
+                range: Range {
+                    start: 4 << 30,
+                    len: 1 << 30
+                },
+                device: "dax0.1".to_owned(),
+                progress: Progress {
+                    done: 2 << 20,
+                    total: 1 << 30
+                },
+            })
+        );
+        for line in [
+            "",
+            "...",
+            "0x1-0x2 dax0.1 1",
+            "0x1-0x2 dax0.1 1 x",
+            "0x1 dax0.1 1 2",
+        ] {
+            assert_eq!(Scrubbing::parse(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn policies_that_were_told() {
+        let text = "dax0.1 never\ndax0.10 hand-out\n...\n";
+        let policy = |device: &str| policy_of(device.parse().unwrap(), text);
+        assert_eq!(policy("dax0.1"), Some(Policy::Never));
+        assert_eq!(policy("dax0.10"), Some(Policy::HandOut));
+        assert_eq!(policy("dax0.0"), None);
     }
 }

@@ -28,6 +28,13 @@ pub enum Error {
     NoDriver { said: String },
 
     #[error(
+        "the driver dax_dmem that is loaded is older than this daxdmem, and does not scrub\n\
+         Install the module that belongs to it. When no page-less device is left (`daxdmem list`), \
+         `rmmod dax_dmem && modprobe dax_dmem`, then repeat the command"
+    )]
+    OldDriver,
+
+    #[error(
         "this host has no dax region: no memory is reserved, or dax_hmem is not loaded\n\
          Reserve memory at boot (README, \"Reserving memory\"), then `modprobe dax_hmem region_idle=1`"
     )]
@@ -109,9 +116,33 @@ pub enum Error {
     ForeignDriver { device: DeviceName, driver: String },
 
     #[error(
+        "there is no {kind} called {name}\n`getent {}` shows those there are; or give a number",
+        if *kind == "user" { "passwd" } else { "group" }
+    )]
+    UnknownOwner { kind: &'static str, name: String },
+
+    #[error(
+        "{device} could not be scrubbed, so nobody can open it\n\
+         The kernel log says why: `dmesg | tail`. Unbind and bind it to try again: `daxdmem unbind {device}`"
+    )]
+    ScrubFailed { device: DeviceName },
+
+    #[error(
+        "{device} was taken away from dax_dmem while it was being scrubbed\n\
+         Another program did that; `daxdmem list` shows what became of it"
+    )]
+    ScrubLost { device: DeviceName },
+
+    #[error(
         "{device} has no memory\n`daxdmem create NAME --size SIZE` makes a device with memory"
     )]
     Vacant { device: DeviceName },
+
+    #[error(
+        "{target} is page-less already, and stays as it is\n\
+         Change how it is kept with `daxdmem set {target}`, or unbind it first: `daxdmem unbind {target}`"
+    )]
+    Bound { target: Target },
 
     #[error("{target} is not page-less now ({mode})\nBind it first: `daxdmem bind {target}`")]
     NotBound { target: Target, mode: String },
@@ -176,9 +207,11 @@ impl Error {
     /// command line that was not understood, and comes from the argument parser.)
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Error::Unfinished { .. } | Error::Unrepaired { .. } | Error::LeftBehind { .. } => {
-                ExitCode::from(3)
-            }
+            Error::Unfinished { .. }
+            | Error::Unrepaired { .. }
+            | Error::LeftBehind { .. }
+            | Error::ScrubFailed { .. }
+            | Error::ScrubLost { .. } => ExitCode::from(3),
             _ => ExitCode::from(1),
         }
     }

@@ -10,8 +10,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::access::Access;
 use crate::bus::{Identity, Range};
 use crate::name::GuestName;
+use crate::settings::Settings;
 
 /// An operation that has begun and not ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,8 +25,10 @@ pub enum Operation {
     Create(Create),
     /// A guest's device is unmade. Interrupted, it goes on.
     Destroy(Destroy),
-    /// A device is bound. Interrupted, its name may be left in the driver's list.
+    /// A device is bound. Interrupted, its name may be left in the driver's lists.
     Bind(Bind),
+    /// What was chosen for a device is changed. Interrupted, it goes on.
+    Set(Set),
 }
 
 impl fmt::Display for Operation {
@@ -36,6 +40,7 @@ impl fmt::Display for Operation {
             Operation::Create(create) => write!(f, "create {}", create.name),
             Operation::Destroy(destroy) => write!(f, "destroy {}", destroy.name),
             Operation::Bind(bind) => write!(f, "bind {}", bind.device.device),
+            Operation::Set(set) => write!(f, "set {}", set.device.device),
         }
     }
 }
@@ -66,6 +71,9 @@ pub struct Create {
     pub align: u64,
     /// The ranges to add, in order of offset.
     pub ranges: Vec<Range>,
+    /// What was chosen for it.
+    #[serde(default)]
+    pub settings: Settings,
 }
 
 /// See [`Operation::Destroy`].
@@ -82,4 +90,24 @@ pub struct Destroy {
 pub struct Bind {
     /// The device.
     pub device: Identity,
+    /// The guest whose it is.
+    #[serde(default)]
+    pub name: Option<GuestName>,
+    /// What was chosen for it.
+    #[serde(default)]
+    pub settings: Settings,
+    /// Its node before.
+    #[serde(default)]
+    pub before: Option<Access>,
+}
+
+/// See [`Operation::Set`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Set {
+    /// The device.
+    pub device: Identity,
+    /// The guest whose it is.
+    pub name: Option<GuestName>,
+    /// What is chosen for it from now on.
+    pub settings: Settings,
 }

@@ -8,6 +8,7 @@
 
 #![deny(unsafe_code)]
 
+mod access;
 mod align;
 mod bus;
 mod change;
@@ -23,6 +24,8 @@ mod link;
 mod name;
 mod repair;
 mod report;
+mod scrub;
+mod settings;
 mod size;
 mod space;
 mod store;
@@ -30,6 +33,7 @@ mod sysfs;
 mod terminal;
 mod users;
 mod verb;
+mod wait;
 
 use std::process::ExitCode;
 
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
         Command::Destroy(args) => verb::destroy::run(args, &links),
         Command::Bind(args) => verb::bind::run(args, &links),
         Command::Unbind(args) => verb::unbind::run(args, &links),
+        Command::Set(args) => verb::set::run(args, &links),
         Command::QemuArgs(args) => verb::qemu_args::run(args, &links),
     };
     match done {

@@ -10,10 +10,11 @@ use std::fmt;
 use crate::bus::{Bus, Device, Identity};
 use crate::change;
 use crate::error::{Error, Result};
-use crate::journal::{Create, Destroy, Operation, Survey};
+use crate::journal::{Bind, Create, Destroy, Operation, Set, Survey};
 use crate::link::Links;
 use crate::name::{DeviceName, GuestName};
-use crate::store::{Guest, Store};
+use crate::settings::Settings;
+use crate::store::{Record, Store};
 use crate::users::Users;
 
 /// How an interrupted operation ended.
@@ -31,6 +32,8 @@ pub enum Ended {
     DestroyUndone(GuestName, String),
     /// A device is bound, or not.
     Bind(DeviceName, bool),
+    /// What was chosen for a device holds, or the device is gone.
+    Set(DeviceName, bool),
     /// Another program has changed the device: it stays as it is, without a name.
     LeftAlone(GuestName, DeviceName, String),
 }
@@ -56,6 +59,10 @@ impl fmt::Display for Ended {
             Ended::Bind(device, false) => {
                 write!(f, "bind {device} was interrupted: it is not bound")
             }
+            Ended::Set(device, true) => write!(f, "set {device} was interrupted: completed"),
+            Ended::Set(device, false) => {
+                write!(f, "set {device} was interrupted, and {device} is gone")
+            }
             Ended::LeftAlone(name, device, why) => {
                 write!(f, "an operation on {name} was interrupted, then {why}: {device} stays as it is, without a name")
             }
@@ -63,7 +70,7 @@ impl fmt::Display for Ended {
     }
 }
 
-/// Ends the interrupted operation, if there is one, and puts the links right. Returns what there is to tell.
+/// Ends the interrupted operation, if there is one, and puts links and nodes right. Returns what there is to tell.
 pub fn repair(store: &mut Store, links: &Links) -> Result<Vec<String>> {
     let mut told = Vec::new();
     links.tidy();
@@ -92,16 +99,40 @@ pub fn repair(store: &mut Store, links: &Links) -> Result<Vec<String>> {
             ));
         }
     }
+    // What was chosen for a device holds for no other one.
+    store.update(|state| state.devices.retain(|_, record| is_there(&bus, record)))?;
+    let state = store.state();
+    for record in state.guests.values().chain(state.devices.values()) {
+        told.extend(put_node_right(&bus, record)?);
+    }
     Ok(told)
 }
 
-/// Whether the guest's device is still the one that was made for it.
-pub fn is_there(bus: &Bus, guest: &Guest) -> bool {
-    bus.same(&guest.device).is_some_and(|device| {
+/// Gives a device's node back the owner and mode that were chosen, and tells if it had others.
+fn put_node_right(bus: &Bus, record: &Record) -> Result<Option<String>> {
+    let there = bus.same(&record.device).filter(|_| is_there(bus, record));
+    let (Some(chosen), Some(found)) = (
+        record.settings.access,
+        there.and_then(|device| device.access),
+    ) else {
+        return Ok(None);
+    };
+    if chosen == found || !change::set_access(&record.device, chosen)? {
+        return Ok(None);
+    }
+    let device = record.device.device;
+    Ok(Some(format!(
+        "/dev/{device} was {found}: made {chosen} again; `daxdmem set {device} --owner` changes that for good"
+    )))
+}
+
+/// Whether a device is still the one that was recorded.
+pub fn is_there(bus: &Bus, record: &Record) -> bool {
+    bus.same(&record.device).is_some_and(|device| {
         device
             .ranges
             .as_ref()
-            .is_none_or(|ranges| *ranges == guest.ranges)
+            .is_none_or(|ranges| *ranges == record.ranges)
     })
 }
 
@@ -114,15 +145,58 @@ pub fn end(store: &mut Store, links: &Links, operation: &Operation) -> Result<En
         }
         Operation::Create(create) => return undo_create(store, links, create),
         Operation::Destroy(destroy) => return destroy_rest(store, links, destroy),
-        Operation::Bind(bind) => {
-            let bus = change::read()?;
-            let device = bus.same(&bind.device);
-            change::forget_id(&bind.device)?;
-            Ended::Bind(bind.device.device, device.is_some_and(Device::is_page_less))
-        }
+        Operation::Bind(bind) => return end_bind(store, bind),
+        Operation::Set(set) => return set_rest(store, set),
     };
     store.update(|state| state.operation = None)?;
     Ok(ended)
+}
+
+/// A device that is bound stays so, and what was chosen holds. One that is not gets its node back.
+fn end_bind(store: &mut Store, bind: &Bind) -> Result<Ended> {
+    let bus = change::read()?;
+    let device = bus.same(&bind.device);
+    change::forget_id(&bind.device)?;
+    change::settle_policy(&bind.device)?;
+    let bound = device.filter(|device| device.is_page_less());
+    let access = match bound {
+        Some(_) => bind.settings.access,
+        None => device.and(bind.before),
+    };
+    if let Some(access) = access {
+        change::set_access(&bind.device, access)?;
+    }
+    store.update(|state| {
+        if let Some(device) = bound {
+            let scrub = device.scrub.map(|scrub| scrub.policy);
+            let settings = Settings {
+                scrub: scrub.unwrap_or(bind.settings.scrub),
+                ..bind.settings
+            };
+            state.keep(bind.name.as_ref(), device, settings);
+        }
+        state.operation = None;
+    })?;
+    Ok(Ended::Bind(bind.device.device, bound.is_some()))
+}
+
+/// Does what is left to do of changing what was chosen for a device.
+pub fn set_rest(store: &mut Store, set: &Set) -> Result<Ended> {
+    let bus = change::read()?;
+    let device = bus.same(&set.device);
+    if device.is_some() {
+        change::set_policy(&set.device, set.settings.scrub)?;
+        if let Some(access) = set.settings.access {
+            change::set_access(&set.device, access)?;
+        }
+    }
+    store.update(|state| {
+        if let Some(device) = device {
+            state.keep(set.name.as_ref(), device, set.settings);
+        }
+        state.operation = None;
+    })?;
+    Ok(Ended::Set(set.device.device, device.is_some()))
 }
 
 /// Deletes the device that a survey has added.
@@ -135,6 +209,9 @@ fn undo_survey(survey: &Survey) -> Result<()> {
 
 /// Unmakes what there is of a new device, unless somebody uses it already: then it is made a guest's for good.
 fn undo_create(store: &mut Store, links: &Links, create: &Create) -> Result<Ended> {
+    if let Some(identity) = &create.device {
+        change::settle_policy(identity)?;
+    }
     let bus = change::read()?;
     let device = match &create.device {
         Some(identity) => bus.same(identity).cloned(),
@@ -160,11 +237,13 @@ fn undo_create(store: &mut Store, links: &Links, create: &Create) -> Result<Ende
 /// The last steps of making a device: makes it the guest's, by link and in the state.
 pub fn record(store: &mut Store, links: &Links, create: &Create, device: &Identity) -> Result<()> {
     links.set(&create.name, device.device)?;
-    let guest = Guest {
+    let guest = Record {
         device: device.clone(),
         ranges: create.ranges.clone(),
+        settings: create.settings,
     };
     store.update(|state| {
+        state.devices.remove(&device.device);
         state.guests.insert(create.name.clone(), guest);
         state.operation = None;
     })
@@ -204,13 +283,15 @@ fn unmake(device: &Device, create: &Create) -> Result<Unmade> {
     Ok(Unmade::Yes)
 }
 
-/// Takes a device from its driver, its memory from it, and deletes it; one that stays gets the given alignment.
+/// Takes a device from its driver, its memory from it, and deletes it; one that stays gets the given alignment, and is
+/// root's again.
 fn put_back(identity: &Identity, stays: Option<u64>) -> Result<()> {
     change::release(identity)?;
-    match stays {
-        Some(align) => change::set_align(identity, align),
-        None => change::delete(identity),
-    }
+    let Some(align) = stays else {
+        return change::delete(identity);
+    };
+    change::reset_access(identity)?;
+    change::set_align(identity, align)
 }
 
 /// Does what is left to do of destroying a guest's device. Undoes it instead when the device is in use, or in some

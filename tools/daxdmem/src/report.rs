@@ -9,9 +9,10 @@ use std::path::PathBuf;
 use dmem_plan::{congruence, DevRange, PageOff, PhysAddr, RangeMap, PAGE_SIZE};
 
 use crate::bus::{Bus, Device, Range, Region};
-use crate::driver::{Driver, Quarantine};
+use crate::driver::{Driver, Quarantine, Scrubbing, Unowned};
 use crate::name::{DeviceName, GuestName};
 use crate::repair::is_there;
+use crate::scrub::Policy;
 use crate::space::{extent_of, Space};
 use crate::store::State;
 
@@ -29,6 +30,8 @@ pub struct Report {
     pub devices: Vec<DeviceLine>,
     /// Ranges that are unbound and still in use.
     pub quarantine: Vec<Quarantine>,
+    /// Ranges without a device that are being scrubbed, where the caller may know.
+    pub scrubbing: Option<Vec<Scrubbing>>,
     /// Names whose device is gone.
     pub lost: Vec<(GuestName, DeviceName)>,
 }
@@ -42,6 +45,10 @@ pub struct RegionLine {
     pub free: Option<Vec<Range>>,
     /// Its first byte, where that is known.
     pub start: Option<u64>,
+    /// Bytes of the free pieces that are known to be zero, where that is known.
+    pub clean: Option<u64>,
+    /// Bytes of the free pieces that are being scrubbed, where that is known.
+    pub scrubbing: Option<u64>,
 }
 
 /// A device.
@@ -53,6 +60,8 @@ pub struct DeviceLine {
     pub guest: Option<GuestName>,
     /// Size in bytes of the largest leaf it can be mapped with, where that is known.
     pub leaf: Option<u64>,
+    /// When it is scrubbed: by the driver while that is bound, else as was chosen.
+    pub policy: Option<Policy>,
 }
 
 /// What a device is used as.
@@ -97,7 +106,7 @@ impl fmt::Display for Mode {
 
 impl Report {
     /// With the state, for who may read it.
-    pub fn new(bus: Bus, state: &State, quarantine: Vec<Quarantine>) -> Report {
+    pub fn new(bus: Bus, state: &State, unowned: Unowned) -> Report {
         let named = state
             .guests
             .iter()
@@ -114,7 +123,7 @@ impl Report {
             .collect();
         Report {
             lost,
-            ..Report::with_names(bus, state, names, quarantine)
+            ..Report::with_names(bus, state, names, unowned)
         }
     }
 
@@ -123,37 +132,67 @@ impl Report {
         bus: Bus,
         state: &State,
         names: BTreeMap<DeviceName, GuestName>,
-        quarantine: Vec<Quarantine>,
+        unowned: Unowned,
     ) -> Report {
         let line = |region: &Region| {
             let whole = extent_of(region, &bus, state);
             let space = whole
                 .filter(|_| region.dynamic)
-                .and_then(|whole| Space::of(region, whole, &bus, &quarantine));
+                .and_then(|whole| Space::of(region, whole, &bus, &unowned.quarantine));
             let full = region.dynamic && region.available == 0;
+            let free = space
+                .map(|space| space.free)
+                .or_else(|| full.then(Vec::new));
+            let running = unowned.scrubbing.as_ref();
+            let running =
+                running.map(|all| all.iter().map(|scrub| scrub.range).collect::<Vec<_>>());
+            let of_free = |some: Option<&[Range]>| Some(common(free.as_deref()?, some?));
             RegionLine {
                 region: region.clone(),
-                free: space
-                    .map(|space| space.free)
-                    .or_else(|| full.then(Vec::new)),
+                clean: of_free(unowned.clean.as_deref()),
+                scrubbing: of_free(running.as_deref()),
+                free,
                 start: whole.map(|whole| whole.start),
             }
         };
         let regions = bus.regions.iter().map(line).collect();
-        let line = |device: Device| DeviceLine {
-            guest: names.get(&device.name).cloned(),
-            leaf: device.ranges.as_deref().and_then(largest_leaf),
-            device,
+        let line = |device: Device| {
+            let guest = names.get(&device.name).cloned();
+            let chosen = state.settings(guest.as_ref(), &device.identity());
+            DeviceLine {
+                leaf: device.ranges.as_deref().and_then(largest_leaf),
+                policy: device
+                    .scrub
+                    .map(|scrub| scrub.policy)
+                    .or_else(|| chosen.map(|chosen| chosen.scrub)),
+                guest,
+                device,
+            }
         };
         let devices = bus.devices.into_iter().map(line).collect();
         Report {
             driver: Driver::is_loaded(),
             regions,
             devices,
-            quarantine,
+            quarantine: unowned.quarantine,
+            scrubbing: unowned.scrubbing,
             lost: Vec::new(),
         }
     }
+}
+
+/// Number of bytes that both have; the pieces of each are apart from each other.
+fn common(these: &[Range], those: &[Range]) -> u64 {
+    let pairs = these
+        .iter()
+        .flat_map(|this| those.iter().map(move |that| (this, that)));
+    let bytes = |(this, that): (&Range, &Range)| {
+        let first = this.start.max(that.start);
+        let last = this.last().min(that.last());
+        last.checked_sub(first)
+            .map_or(0, |len| len.saturating_add(1))
+    };
+    pairs.map(bytes).fold(0, u64::saturating_add)
 }
 
 /// Size of the largest leaf that some mapping of the whole device has.
@@ -186,7 +225,10 @@ impl DeviceLine {
 #[cfg(test)]
 pub mod tests {
     use super::*;
-    use crate::store::Guest;
+    use crate::access::Access;
+    use crate::scrub::{Progress, Scrub, Stage};
+    use crate::settings::Settings;
+    use crate::store::Record;
 
     const MIB: u64 = 1 << 20;
     const GIB: u64 = 1 << 30;
@@ -207,11 +249,24 @@ pub mod tests {
                 start: 4 * GIB,
                 len: 2 * GIB,
             }]),
+            scrub: Some(Scrub {
+                policy: Policy::HandOut,
+                stage: Stage::Scrubbing,
+                progress: Progress {
+                    done: GIB / 2,
+                    total: 2 * GIB,
+                },
+            }),
+            access: Some(Access {
+                uid: 0,
+                gid: 54321,
+                mode: "0660".parse().unwrap(),
+            }),
         }
     }
 
-    /// A region of 8 GiB with a guest's device, one without memory, and a GiB in quarantine; a region of persistent
-    /// memory; a name without a device.
+    /// A region of 8 GiB with a guest's device, one without memory, a GiB in quarantine, one that is being scrubbed and
+    /// two that are clean; a region of persistent memory; a name without a device.
     pub fn report() -> Report {
         let vacant = Device {
             name: "dax0.1".parse().unwrap(),
@@ -222,6 +277,8 @@ pub mod tests {
             driver: None,
             openers: None,
             ranges: Some(Vec::new()),
+            scrub: None,
+            access: Some(Access::ROOT),
             ..device()
         };
         let pmem = Device {
@@ -233,6 +290,8 @@ pub mod tests {
             driver: Some("device_dax".to_owned()),
             openers: None,
             ranges: None,
+            scrub: None,
+            access: None,
             ..device()
         };
         let dynamic = Region {
@@ -254,9 +313,10 @@ pub mod tests {
             start: None,
         };
         let mut state = State::default();
-        let guest = |device: &Device| Guest {
+        let guest = |device: &Device| Record {
             device: device.identity(),
             ranges: device.ranges.clone().unwrap(),
+            settings: Settings::NEW,
         };
         state
             .guests
@@ -276,13 +336,34 @@ pub mod tests {
             device: "dax0.2".to_owned(),
             openers: 3,
         }];
+        let scrubbing = Scrubbing {
+            range: Range {
+                start: 8 * GIB,
+                len: GIB,
+            },
+            device: "dax0.3".to_owned(),
+            progress: Progress {
+                done: 4 * MIB,
+                total: GIB,
+            },
+        };
+        // Half of it belongs to a device by now.
+        let clean = Range {
+            start: 5 * GIB,
+            len: 2 * GIB,
+        };
+        let unowned = Unowned {
+            quarantine,
+            scrubbing: Some(vec![scrubbing]),
+            clean: Some(vec![clean]),
+        };
         let bus = Bus {
             regions: vec![dynamic, fixed],
             devices: vec![device(), vacant, pmem],
         };
         Report {
             driver: true,
-            ..Report::new(bus, &state, quarantine)
+            ..Report::new(bus, &state, unowned)
         }
     }
 
@@ -303,7 +384,13 @@ pub mod tests {
                 }
             ]
         );
+        assert_eq!(report.regions[0].clean, Some(GIB));
+        assert_eq!(report.regions[0].scrubbing, Some(GIB));
         assert_eq!(report.regions[1].free, None);
+        assert_eq!(report.regions[1].clean, None);
+        // The driver's word goes before what was chosen.
+        assert_eq!(report.devices[0].policy, Some(Policy::HandOut));
+        assert_eq!(report.devices[1].policy, None);
         let names: Vec<_> = report
             .devices
             .iter()
@@ -333,5 +420,50 @@ pub mod tests {
         assert_eq!(leaf(&[(4 * GIB + 2 * MIB, GIB)]), Some(2 * MIB));
         assert_eq!(leaf(&[(4 * GIB + 2 * MIB, 2 * GIB)]), Some(GIB));
         assert_eq!(leaf(&[]), None);
+    }
+
+    #[test]
+    fn an_unbound_device_shows_what_was_chosen_for_it() {
+        let unbound = Device {
+            driver: None,
+            scrub: None,
+            ..device()
+        };
+        let settings = Settings {
+            scrub: Policy::Never,
+            ..Settings::NEW
+        };
+        let mut state = State::default();
+        state.keep(None, &unbound, settings);
+        let policy = |device: Device| {
+            let bus = Bus {
+                regions: Vec::new(),
+                devices: vec![device],
+            };
+            Report::new(bus, &state, Unowned::default()).devices[0].policy
+        };
+        assert_eq!(policy(unbound.clone()), Some(Policy::Never));
+        let namesake = Device {
+            inode: 5,
+            ..unbound
+        };
+        assert_eq!(policy(namesake), None);
+    }
+
+    #[test]
+    fn bytes_in_common() {
+        let ranges = |ranges: &[(u64, u64)]| {
+            let range = |(start, len): &(u64, u64)| Range {
+                start: *start,
+                len: *len,
+            };
+            ranges.iter().map(range).collect::<Vec<_>>()
+        };
+        let common =
+            |these: &[(u64, u64)], those: &[(u64, u64)]| common(&ranges(these), &ranges(those));
+        assert_eq!(common(&[(0, 10), (20, 10)], &[(5, 20)]), 10);
+        assert_eq!(common(&[(0, 10)], &[(10, 10)]), 0);
+        assert_eq!(common(&[(0, 10)], &[(2, 1), (9, 9)]), 2);
+        assert_eq!(common(&[], &[(2, 1)]), 0);
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What daxdmem knows beyond sysfs: names, where regions start, and the running operation.
+//! What daxdmem knows beyond sysfs: names, what was chosen for devices, where regions start, and the running operation.
 //!
 //! Kept in /run, since the devices too are gone after a reboot. The file is replaced as a whole (written aside, synced,
 //! renamed), so a reader sees one state or the next. Who changes anything holds the lock, from before it reads the
@@ -15,10 +15,11 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{flock, FlockOperation};
 use serde::{Deserialize, Serialize};
 
-use crate::bus::{Identity, Range};
+use crate::bus::{Device, Identity, Range};
 use crate::error::{Error, Result};
 use crate::journal::Operation;
 use crate::name::{DeviceName, GuestName};
+use crate::settings::Settings;
 
 /// Version of the file's form. A tool that finds another one leaves the file alone.
 const VERSION: u32 = 1;
@@ -28,22 +29,28 @@ const VERSION: u32 = 1;
 #[serde(deny_unknown_fields)]
 pub struct State {
     version: u32,
-    /// The guests by name.
-    pub guests: BTreeMap<GuestName, Guest>,
+    /// The guests' devices by the guests' names.
+    pub guests: BTreeMap<GuestName, Record>,
+    /// Devices that are no guest's and for which something was chosen.
+    #[serde(default)]
+    pub devices: BTreeMap<DeviceName, Record>,
     /// Where regions start and how large they are, by their directory in sysfs.
     pub regions: BTreeMap<PathBuf, Range>,
     /// The running operation.
     pub operation: Option<Operation>,
 }
 
-/// A guest's device.
+/// A device, and what was chosen for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Guest {
+pub struct Record {
     /// The device.
     pub device: Identity,
     /// Its ranges in order of offset.
     pub ranges: Vec<Range>,
+    /// What was chosen.
+    #[serde(default)]
+    pub settings: Settings,
 }
 
 impl Default for State {
@@ -51,6 +58,7 @@ impl Default for State {
         State {
             version: VERSION,
             guests: BTreeMap::new(),
+            devices: BTreeMap::new(),
             regions: BTreeMap::new(),
             operation: None,
         }
@@ -59,7 +67,7 @@ impl Default for State {
 
 impl State {
     /// A state of these guests, for who has them from elsewhere than the file.
-    pub fn of_guests(guests: BTreeMap<GuestName, Guest>) -> Self {
+    pub fn of_guests(guests: BTreeMap<GuestName, Record>) -> Self {
         State {
             guests,
             ..State::default()
@@ -74,8 +82,38 @@ impl State {
             .map(|(name, _)| name)
     }
 
+    /// What was chosen for a guest's device, or for one that is no guest's.
+    pub fn settings(&self, name: Option<&GuestName>, device: &Identity) -> Option<Settings> {
+        let record = match name {
+            Some(name) => self.guests.get(name),
+            None => self.devices.get(&device.device),
+        };
+        record
+            .filter(|record| record.device == *device)
+            .map(|record| record.settings)
+    }
+
+    /// Keeps what was chosen for a guest's device, or for one that is no guest's.
+    pub fn keep(&mut self, name: Option<&GuestName>, device: &Device, settings: Settings) {
+        let record = match name {
+            Some(name) => self.guests.get_mut(name),
+            None => {
+                let record = Record {
+                    device: device.identity(),
+                    ranges: device.ranges.clone().unwrap_or_default(),
+                    settings,
+                };
+                self.devices.insert(device.name, record);
+                None
+            }
+        };
+        if let Some(record) = record {
+            record.settings = settings;
+        }
+    }
+
     /// The guest's entry.
-    pub fn guest(&self, name: &GuestName) -> Result<&Guest> {
+    pub fn guest(&self, name: &GuestName) -> Result<&Record> {
         self.guests.get(name).ok_or_else(|| {
             let names: Vec<String> = self.guests.keys().map(ToString::to_string).collect();
             let known = match names.is_empty() {
@@ -239,7 +277,9 @@ fn write(dir: &Path, state: &State) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::{Bind, Create, Destroy, Survey};
+    use crate::access::Access;
+    use crate::journal::{Bind, Create, Destroy, Set, Survey};
+    use crate::scrub::Policy;
 
     fn name(text: &str) -> GuestName {
         text.parse().unwrap()
@@ -260,6 +300,22 @@ mod tests {
         }
     }
 
+    /// A device that is no guest's.
+    fn bare() -> Device {
+        crate::report::tests::device()
+    }
+
+    fn settings() -> Settings {
+        Settings {
+            scrub: Policy::HandOut,
+            access: Some(Access {
+                uid: 1,
+                gid: 2,
+                mode: "0660".parse().unwrap(),
+            }),
+        }
+    }
+
     fn operations() -> Vec<Operation> {
         let region = identity().region;
         let create = Create {
@@ -270,6 +326,7 @@ mod tests {
             reused: None,
             align: 1 << 30,
             ranges: vec![range()],
+            settings: settings(),
         };
         vec![
             Operation::Survey(Survey {
@@ -286,7 +343,17 @@ mod tests {
                 name: name("vm1"),
                 force: true,
             }),
-            Operation::Bind(Bind { device: identity() }),
+            Operation::Bind(Bind {
+                device: identity(),
+                name: Some(name("vm1")),
+                settings: settings(),
+                before: Some(Access::ROOT),
+            }),
+            Operation::Set(Set {
+                device: identity(),
+                name: None,
+                settings: Settings::default(),
+            }),
         ]
     }
 
@@ -307,11 +374,13 @@ mod tests {
                 .update(|state| {
                     state.guests.insert(
                         name("vm2"),
-                        Guest {
+                        Record {
                             device: identity(),
                             ranges: vec![range(), range()],
+                            settings: settings(),
                         },
                     );
+                    state.keep(None, &bare(), settings());
                     state.regions.insert(identity().region, range());
                     state.operation = Some(operation.clone());
                 })
@@ -328,6 +397,51 @@ mod tests {
                 Some(&name("vm2"))
             );
         }
+    }
+
+    #[test]
+    fn choices_are_kept_for_one_device() {
+        let guest = Record {
+            device: identity(),
+            ranges: vec![range()],
+            settings: Settings::NEW,
+        };
+        let mut state = State::of_guests(BTreeMap::from([(name("vm1"), guest)]));
+        let (bare, vm1) = (bare(), name("vm1"));
+        let mine = Device {
+            name: identity().device,
+            inode: identity().inode,
+            path: identity().region.join("dax0.1"),
+            ..bare.clone()
+        };
+        assert_eq!(state.settings(Some(&vm1), &identity()), Some(Settings::NEW));
+        state.keep(Some(&vm1), &mine, settings());
+        assert_eq!(state.settings(Some(&vm1), &identity()), Some(settings()));
+        // A guest's choices are not those of its device under its own name, nor of another device.
+        assert_eq!(state.settings(None, &identity()), None);
+        assert_eq!(state.settings(Some(&vm1), &bare.identity()), None);
+        state.keep(None, &bare, settings());
+        assert_eq!(state.settings(None, &bare.identity()), Some(settings()));
+        let namesake = Device { inode: 5, ..bare };
+        assert_eq!(state.settings(None, &namesake.identity()), None);
+    }
+
+    #[test]
+    fn a_state_without_choices_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = r#"{"version": 1, "guests": {"vm1": {"device": {"device": "dax0.1", "inode": 18446744073709551615,
+            "region": "/sys/devices/platform/hmem.0"}, "ranges": []}}, "regions": {}, "operation": null}"#;
+        fs::write(dir.path().join("state.json"), text).unwrap();
+        let state = Store::peek(dir.path()).unwrap();
+        let vm1 = name("vm1");
+        // Scrubbed, and the node is left as it is.
+        assert_eq!(
+            state.settings(Some(&vm1), &identity()),
+            Some(Settings {
+                scrub: Policy::Release,
+                access: None
+            })
+        );
     }
 
     #[test]

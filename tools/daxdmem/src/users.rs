@@ -5,9 +5,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, DirEntry, Metadata};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
+use crate::access;
 use crate::bus::Device;
 use crate::driver::Driver;
 use crate::sysfs;
@@ -75,14 +75,10 @@ impl fmt::Display for Users {
 
 /// The programs that have the device open or mapped.
 fn programs(device: &Device) -> BTreeMap<u32, String> {
-    let Some(number) = sysfs::text(&device.path.join("dev")) else {
+    let Some(number) = access::number(&device.path) else {
         return BTreeMap::new();
     };
-    let is_device = |found: &Metadata| {
-        let rdev = found.rdev();
-        found.file_type().is_char_device()
-            && format!("{}:{}", rustix::fs::major(rdev), rustix::fs::minor(rdev)) == number
-    };
+    let is_device = |found: &Metadata| access::is_node(found, &number);
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     processes
         .filter_map(|process| Some((process.file_name().to_str()?.parse().ok()?, process)))

@@ -7,10 +7,13 @@ use std::path::Path;
 
 use crate::bus::{Bus, Device};
 use crate::change::read as bus;
+use crate::driver::Driver;
 use crate::error::{Error, Result};
 use crate::link::Links;
 use crate::name::{GuestName, Target};
 use crate::repair;
+use crate::scrub::Policy;
+use crate::settings::Settings;
 use crate::store::{State, Store};
 use crate::terminal::note;
 
@@ -19,6 +22,7 @@ pub mod create;
 pub mod destroy;
 pub mod list;
 pub mod qemu_args;
+pub mod set;
 pub mod unbind;
 
 /// Whether the caller is root.
@@ -38,6 +42,30 @@ fn begin(verb: &'static str, links: &Links) -> Result<Store> {
         note(&line);
     }
     Ok(store)
+}
+
+/// Sees that a driver is there that scrubs.
+fn need_driver() -> Result<()> {
+    Driver::load().map_err(|said| Error::NoDriver { said })?;
+    match Driver::scrubs() {
+        true => Ok(()),
+        false => Err(Error::OldDriver),
+    }
+}
+
+/// Says what the operator may not have meant.
+fn warn(target: &impl fmt::Display, settings: &Settings) {
+    if settings.scrub == Policy::Never {
+        note(&format!(
+            "{target} is never scrubbed: it shows what others left in its memory, and others may see what it leaves"
+        ));
+    }
+    if let Some(access) = settings.access.filter(|access| access.is_open_to_all()) {
+        note(&format!(
+            "every user of this host may open {target}: its mode is {}",
+            access.mode
+        ));
+    }
 }
 
 /// Begins a verb that only looks: ends what an earlier run left behind, as far as the caller may. `None` where the

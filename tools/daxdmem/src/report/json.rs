@@ -6,7 +6,10 @@
 use serde::{Serialize, Serializer};
 
 use super::{DeviceLine, Mode, RegionLine, Report};
+use crate::access::Access;
 use crate::bus::Range;
+use crate::driver::Scrubbing;
+use crate::scrub::Scrub;
 
 /// Version of the form.
 const VERSION: u32 = 1;
@@ -23,6 +26,7 @@ struct Document {
     regions: Vec<RegionEntry>,
     devices: Vec<DeviceEntry>,
     quarantine: Vec<QuarantineEntry>,
+    scrubbing: Option<Vec<ScrubbingEntry>>,
     lost: Vec<LostEntry>,
 }
 
@@ -47,6 +51,8 @@ struct RegionEntry {
     available: u64,
     start: Option<Address>,
     free: Option<Vec<Piece>>,
+    free_clean: Option<u64>,
+    free_scrubbing: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -62,7 +68,26 @@ struct DeviceEntry {
     driver: Option<String>,
     openers: Option<u64>,
     largest_leaf: Option<u64>,
+    scrub_policy: Option<String>,
+    scrub: Option<ScrubEntry>,
+    access: Option<AccessEntry>,
     ranges: Option<Vec<RangeEntry>>,
+}
+
+#[derive(Serialize)]
+struct ScrubEntry {
+    state: String,
+    done: u64,
+    total: u64,
+}
+
+#[derive(Serialize)]
+struct AccessEntry {
+    user: String,
+    uid: u32,
+    group: String,
+    gid: u32,
+    mode: String,
 }
 
 #[derive(Serialize)]
@@ -78,6 +103,15 @@ struct QuarantineEntry {
     piece: Piece,
     device: String,
     openers: u64,
+}
+
+#[derive(Serialize)]
+struct ScrubbingEntry {
+    #[serde(flatten)]
+    piece: Piece,
+    device: String,
+    done: u64,
+    total: u64,
 }
 
 #[derive(Serialize)]
@@ -132,6 +166,10 @@ impl Document {
                     openers: held.openers,
                 })
                 .collect(),
+            scrubbing: report
+                .scrubbing
+                .as_ref()
+                .map(|all| all.iter().map(ScrubbingEntry::of).collect()),
             lost: report
                 .lost
                 .iter()
@@ -162,6 +200,41 @@ impl RegionEntry {
                 .free
                 .as_ref()
                 .map(|free| free.iter().copied().map(Piece::from).collect()),
+            free_clean: line.clean,
+            free_scrubbing: line.scrubbing,
+        }
+    }
+}
+
+impl ScrubbingEntry {
+    fn of(scrub: &Scrubbing) -> Self {
+        ScrubbingEntry {
+            piece: scrub.range.into(),
+            device: scrub.device.clone(),
+            done: scrub.progress.done,
+            total: scrub.progress.total,
+        }
+    }
+}
+
+impl ScrubEntry {
+    fn of(scrub: Scrub) -> Self {
+        ScrubEntry {
+            state: scrub.stage.to_string(),
+            done: scrub.progress.done,
+            total: scrub.progress.total,
+        }
+    }
+}
+
+impl AccessEntry {
+    fn of(access: Access) -> Self {
+        AccessEntry {
+            user: access.user(),
+            uid: access.uid,
+            group: access.group(),
+            gid: access.gid,
+            mode: access.mode.to_string(),
         }
     }
 }
@@ -192,6 +265,9 @@ impl DeviceEntry {
             driver: device.driver.clone(),
             openers: device.openers,
             largest_leaf: line.leaf,
+            scrub_policy: line.policy.map(|policy| policy.to_string()),
+            scrub: device.scrub.map(ScrubEntry::of),
+            access: device.access.map(AccessEntry::of),
             ranges: device.ranges.as_ref().map(offsets),
         }
     }
@@ -217,32 +293,44 @@ mod tests {
                         { "start": "0x180000000", "end": "0x1bfffffff", "size": 1073741824 },
                         { "start": "0x200000000", "end": "0x2ffffffff", "size": 4294967296u64 },
                     ],
+                    "free_clean": 1073741824, "free_scrubbing": 1073741824,
                 },
                 {
                     "id": 1, "path": "/sys/devices/ndbus0", "kind": "static", "node": null,
                     "size": 2147483648u64, "available": 0, "start": null, "free": null,
+                    "free_clean": null, "free_scrubbing": null,
                 },
             ],
             "devices": [
                 {
                     "device": "dax0.0", "path": "/dev/dax0.0", "guest": "vm1", "region": 0, "node": 0,
                     "size": 2147483648u64, "align": 1073741824, "mode": "page-less", "driver": "dax_dmem",
-                    "openers": 1, "largest_leaf": 1073741824,
+                    "openers": 1, "largest_leaf": 1073741824, "scrub_policy": "hand-out",
+                    "scrub": { "state": "scrubbing", "done": 536870912, "total": 2147483648u64 },
+                    "access": { "user": "root", "uid": 0, "group": "54321", "gid": 54321, "mode": "0660" },
                     "ranges": [{ "offset": 0, "start": "0x100000000", "end": "0x17fffffff", "size": 2147483648u64 }],
                 },
                 {
                     "device": "dax0.1", "path": "/dev/dax0.1", "guest": null, "region": 0, "node": 0,
                     "size": 0, "align": 2097152, "mode": "unbound", "driver": null,
-                    "openers": null, "largest_leaf": null, "ranges": [],
+                    "openers": null, "largest_leaf": null, "scrub_policy": null, "scrub": null,
+                    "access": { "user": "root", "uid": 0, "group": "root", "gid": 0, "mode": "0600" }, "ranges": [],
                 },
                 {
                     "device": "dax1.0", "path": "/dev/dax1.0", "guest": null, "region": 1, "node": null,
                     "size": 2147483648u64, "align": 1073741824, "mode": "devdax", "driver": "device_dax",
-                    "openers": null, "largest_leaf": null, "ranges": null,
+                    "openers": null, "largest_leaf": null, "scrub_policy": null, "scrub": null,
+                    "access": null, "ranges": null,
                 },
             ],
             "quarantine": [
                 { "start": "0x1c0000000", "end": "0x1ffffffff", "size": 1073741824, "device": "dax0.2", "openers": 3 },
+            ],
+            "scrubbing": [
+                {
+                    "start": "0x200000000", "end": "0x23fffffff", "size": 1073741824, "device": "dax0.3",
+                    "done": 4194304, "total": 1073741824,
+                },
             ],
             "lost": [{ "guest": "vm2", "device": "dax0.0" }],
         });

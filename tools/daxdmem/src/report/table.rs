@@ -6,6 +6,7 @@ use std::fmt::Write;
 
 use super::{DeviceLine, Mode, RegionLine, Report};
 use crate::bus::Range;
+use crate::scrub::{Scrub, Stage};
 use crate::size::Size;
 
 /// The report, with physical ranges if `verbose`.
@@ -22,6 +23,20 @@ pub fn text(report: &Report, verbose: bool) -> String {
                 Size(held.range.len).to_string(),
                 held.device.clone(),
                 held.openers.to_string(),
+            ]);
+        }
+        text.push_str(&table.text());
+    }
+    let running = report.scrubbing.as_deref().unwrap_or_default();
+    if !running.is_empty() {
+        text.push('\n');
+        let mut table = Table::new(&["SCRUBBING", "SIZE", "FROM", "DONE"]);
+        for scrub in running {
+            table.row(&[
+                scrub.range.to_string(),
+                Size(scrub.range.len).to_string(),
+                scrub.device.clone(),
+                format!("{}%", scrub.progress.percent()),
             ]);
         }
         text.push_str(&table.text());
@@ -44,8 +59,14 @@ fn or_none(value: Option<impl ToString>) -> String {
 }
 
 fn regions(report: &Report) -> String {
-    let mut table = Table::new(&["REGION", "NODE", "SIZE", "FREE", "LARGEST", "KIND"]);
-    for RegionLine { region, free, .. } in &report.regions {
+    let mut table = Table::new(&["REGION", "NODE", "SIZE", "FREE", "LARGEST", "CLEAN", "KIND"]);
+    for RegionLine {
+        region,
+        free,
+        clean,
+        ..
+    } in &report.regions
+    {
         let pieces = free
             .as_deref()
             .map(|free| free.iter().map(|range| range.len));
@@ -64,6 +85,7 @@ fn regions(report: &Report) -> String {
                 NONE.to_owned()
             },
             or_none(pieces.map(|pieces| Size(pieces.max().unwrap_or(0)))),
+            or_none(clean.map(Size)),
             if region.dynamic { "dynamic" } else { "static" }.to_owned(),
         ]);
     }
@@ -72,12 +94,14 @@ fn regions(report: &Report) -> String {
 
 fn devices(report: &Report, verbose: bool) -> String {
     let mut table = Table::new(&[
-        "DEVICE", "GUEST", "SIZE", "NODE", "ALIGN", "MODE", "OPEN", "LEAF",
+        "DEVICE", "GUEST", "SIZE", "NODE", "ALIGN", "MODE", "OPEN", "LEAF", "SCRUB", "STATE",
+        "OWNER",
     ]);
     for DeviceLine {
         device,
         guest,
         leaf,
+        policy,
     } in &report.devices
     {
         table.row(&[
@@ -89,6 +113,9 @@ fn devices(report: &Report, verbose: bool) -> String {
             Mode::of(device).to_string(),
             or_none(device.openers),
             or_none(leaf.map(Size)),
+            or_none(policy.as_ref()),
+            or_none(device.scrub.map(state)),
+            or_none(device.access),
         ]);
         if verbose {
             let mut offset = 0u64;
@@ -110,6 +137,14 @@ fn devices(report: &Report, verbose: bool) -> String {
         }
     }
     table.text()
+}
+
+/// How far a scrub is.
+fn state(scrub: Scrub) -> String {
+    match scrub.stage {
+        Stage::Scrubbing => format!("{} {}%", scrub.stage, scrub.progress.percent()),
+        stage => stage.to_string(),
+    }
 }
 
 /// Columns as wide as their widest cell, two spaces apart.
@@ -173,17 +208,20 @@ mod tests {
     #[test]
     fn tables() {
         let expected = "\
-REGION  NODE  SIZE  FREE  LARGEST  KIND
-0       0     8G    5G    4G       dynamic
-1       -     2G    -     -        static
+REGION  NODE  SIZE  FREE  LARGEST  CLEAN  KIND
+0       0     8G    5G    4G       1G     dynamic
+1       -     2G    -     -        -      static
 
-DEVICE  GUEST  SIZE  NODE  ALIGN  MODE       OPEN  LEAF
-dax0.0  vm1    2G    0     1G     page-less  1     1G
-dax0.1  -      0     0     2M     unbound    -     -
-dax1.0  -      2G    -     1G     devdax     -     -
+DEVICE  GUEST  SIZE  NODE  ALIGN  MODE       OPEN  LEAF  SCRUB     STATE          OWNER
+dax0.0  vm1    2G    0     1G     page-less  1     1G    hand-out  scrubbing 25%  root:54321 0660
+dax0.1  -      0     0     2M     unbound    -     -     -         -              root:root 0600
+dax1.0  -      2G    -     1G     devdax     -     -     -         -              -
 
 QUARANTINE               SIZE  FROM    OPEN
 0x1c0000000-0x1ffffffff  1G    dax0.2  3
+
+SCRUBBING                SIZE  FROM    DONE
+0x200000000-0x23fffffff  1G    dax0.3  0%
 
 LOST GUEST  HAD
 vm2         dax0.0

@@ -2,14 +2,14 @@
 
 //! `daxdmem create`: makes a page-less device for a guest.
 //!
-//! The order of steps: choose, write down, make, bind, link, record. Everything that can be refused is refused before
+//! The order of steps: choose, write down, make, give to the owner, bind, link, record. Everything that can be refused is refused before
 //! anything is written down; whatever fails or is interrupted later is undone as [`crate::repair`] says.
 
 use std::collections::BTreeMap;
 
 use dmem_plan::Leaf;
 
-use super::{begin, bus, guest_of, undo};
+use super::{begin, bus, guest_of, need_driver, undo, warn};
 use crate::align::Align;
 use crate::bus::{gib_leaves, Bus, Identity, Range, Region};
 use crate::change;
@@ -18,11 +18,14 @@ use crate::driver::Driver;
 use crate::error::{Error, Result};
 use crate::journal::{Create, Operation, Survey};
 use crate::link::Links;
+use crate::name::GuestName;
 use crate::repair;
+use crate::settings::Settings;
 use crate::size::Size;
 use crate::space::{choose, extent_of, Layout, Space};
 use crate::store::{State, Store};
 use crate::terminal::done;
+use crate::wait;
 
 /// Runs it.
 pub fn run(args: &CreateArgs, links: &Links) -> Result<()> {
@@ -36,21 +39,41 @@ pub fn run(args: &CreateArgs, links: &Links) -> Result<()> {
         });
     }
     links.check(&args.name)?;
+    let settings = Settings::NEW.with(&args.settings, None)?;
     let now = bus()?;
     let candidates = candidates(args, &now)?;
     let extents = survey(&mut store, links, &candidates, &now)?;
     let layout = lay_out(&extents, &candidates, &now, store.state(), args.size, align)?;
-    Driver::load().map_err(|said| Error::NoDriver { said })?;
+    need_driver()?;
 
     let region = now.region(layout.region).ok_or(Error::NoRegion)?;
-    let made = make(&mut store, links, region, &now, layout, args, align);
+    let plan = Plan {
+        name: &args.name,
+        align,
+        layout,
+        settings,
+    };
+    let made = make(&mut store, links, region, &now, plan);
     let (device, ranges) = made.map_err(|error| undo(&mut store, links, error))?;
     // Later devices may leave none behind that tells.
     if let Some(whole) = extents.get(&region.id) {
         store.update(|state| _ = state.regions.insert(region.path.clone(), *whole))?;
     }
+    drop(store);
     report(args, links, &device, &ranges);
-    Ok(())
+    warn(&args.name, &settings);
+    match args.wait.no_wait {
+        true => Ok(()),
+        false => wait::for_device(&args.name.to_string(), &device),
+    }
+}
+
+/// What is to be made.
+struct Plan<'a> {
+    name: &'a GuestName,
+    align: Align,
+    layout: Layout,
+    settings: Settings,
 }
 
 fn check_size(size: Size, align: Align) -> Result<()> {
@@ -213,9 +236,7 @@ fn make(
     links: &Links,
     region: &Region,
     bus: &Bus,
-    layout: Layout,
-    args: &CreateArgs,
-    align: Align,
+    plan: Plan<'_>,
 ) -> Result<(Identity, Vec<Range>)> {
     // Device 0 is always there: it is used before another one is added.
     let first = bus
@@ -223,13 +244,14 @@ fn make(
         .find(|device| device.name.is_first() && device.is_vacant());
     let first = first.filter(|device| store.state().guest_of(device.name).is_none());
     let mut entry = Create {
-        name: args.name.clone(),
+        name: plan.name.clone(),
         region: region.path.clone(),
         known: inodes(bus, region),
         device: first.map(|device| device.identity()),
         reused: first.map(|device| device.align),
-        align: align.bytes(),
-        ranges: layout.ranges,
+        align: plan.align.bytes(),
+        ranges: plan.layout.ranges,
+        settings: plan.settings,
     };
     store.update(|state| state.operation = Some(Operation::Create(entry.clone())))?;
 
@@ -252,7 +274,11 @@ fn make(
             *range,
         )?;
     }
-    change::bind(&device)?;
+    // Before it can be opened: device 0 may have a node that somebody else was given.
+    if let Some(access) = entry.settings.access {
+        change::set_access(&device, access)?;
+    }
+    change::bind(&device, entry.settings.scrub)?;
     change::expect_ranges(&device, &entry.ranges)?;
     repair::record(store, links, &entry, &device)?;
     Ok((device, entry.ranges))

@@ -11,6 +11,7 @@ use crate::link::Links;
 use crate::repair::{destroy_rest, is_there, may_go, Ended};
 use crate::size::Size;
 use crate::terminal::{done, note};
+use crate::wait;
 
 /// Runs it.
 pub fn run(args: &DestroyArgs, links: &Links) -> Result<()> {
@@ -62,6 +63,16 @@ pub fn run(args: &DestroyArgs, links: &Links) -> Result<()> {
     for held in held.filter(|held| guest.ranges.iter().any(|range| range.overlaps(held.range))) {
         let (range, openers) = (held.range, held.openers);
         note(&format!("{range} stays in quarantine until {openers} open files are closed, and is not given out before"));
+    }
+    drop(store);
+    if args.wait {
+        return wait::for_memory(&args.name.to_string(), &guest.ranges);
+    }
+    if let Some(progress) = wait::under_way(&guest.ranges) {
+        note(&format!(
+            "{} of it are being scrubbed in the background, and can be given out meanwhile",
+            Size(progress.total)
+        ));
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 
 use super::{bus, is_root, look};
 use crate::cli::ListArgs;
-use crate::driver::Driver;
+use crate::driver::Unowned;
 use crate::error::{Error, Result};
 use crate::link::Links;
 use crate::report::{json, table, Report};
@@ -14,10 +14,10 @@ use crate::terminal::{answer, note};
 /// Runs it.
 pub fn run(args: &ListArgs, links: &Links) -> Result<()> {
     let state = look(links)?;
-    let (now, quarantine) = (bus()?, Driver::quarantine());
+    let (now, unowned) = (bus()?, Unowned::read());
     let report = match &state {
-        Some(state) => Report::new(now, state, quarantine),
-        None => Report::with_names(now, &State::default(), links.names(), quarantine),
+        Some(state) => Report::new(now, state, unowned),
+        None => Report::with_names(now, &State::default(), links.names(), unowned),
     };
     if args.json {
         let text = json::text(&report)

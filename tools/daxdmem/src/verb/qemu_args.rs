@@ -13,7 +13,8 @@ use crate::error::{Error, Result};
 use crate::link::Links;
 use crate::name::Target;
 use crate::report::Mode;
-use crate::store::{Guest, State};
+use crate::settings::Settings;
+use crate::store::{Record, State};
 use crate::terminal::answer;
 
 /// Runs it.
@@ -23,9 +24,10 @@ pub fn run(args: &QemuArgs, links: &Links) -> Result<()> {
     // Who may not read the state goes by the links.
     let state = state.unwrap_or_else(|| {
         let named = links.names().into_iter();
-        let guest = |device: &Device| Guest {
+        let guest = |device: &Device| Record {
             device: device.identity(),
             ranges: device.ranges.clone().unwrap_or_default(),
+            settings: Settings::default(),
         };
         let guests = named.filter_map(|(device, name)| Some((name, guest(now.device(device)?))));
         State::of_guests(guests.collect())

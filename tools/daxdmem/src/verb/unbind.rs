@@ -11,7 +11,9 @@ use crate::driver::Driver;
 use crate::error::Result;
 use crate::link::Links;
 use crate::repair::may_go;
+use crate::size::Size;
 use crate::terminal::{done, note};
+use crate::wait;
 
 /// Runs it.
 pub fn run(args: &UnbindArgs, links: &Links) -> Result<()> {
@@ -31,6 +33,12 @@ pub fn run(args: &UnbindArgs, links: &Links) -> Result<()> {
         note(&format!(
             "{} is in quarantine until {} open files are closed",
             held.range, held.openers
+        ));
+    }
+    if let Some(progress) = wait::under_way(ranges) {
+        note(&format!(
+            "its contents go: {} are being scrubbed in the background",
+            Size(progress.total)
         ));
     }
     Ok(())
