@@ -17,6 +17,7 @@ mod pmem;
 mod tool_host;
 mod tool_kills;
 mod tool_refusals;
+mod tool_scrub;
 mod tool_tracer;
 mod tool_verbs;
 
@@ -42,6 +43,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         tool_verbs::CASES,
         tool_refusals::CASES,
         tool_kills::CASES,
+        tool_scrub::CASES,
         demo::CASES,
         lab::CASES,
     ]

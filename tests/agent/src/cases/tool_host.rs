@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::case::{Failure, Outcome};
+use crate::case::{Failure, Named, Outcome};
 use crate::command::{Command, Ran};
 use crate::device::{driver_attribute, Device, Range, DAX_DMEM};
 use crate::payload::{need_module, need_tool};
@@ -23,7 +24,10 @@ pub fn need() -> Outcome {
 
 /// Runs the tool with these words; nothing is said about how it ends.
 pub fn tool(words: &str) -> Outcome<Ran> {
-    let ran = Command::line(&format!("daxdmem {words}")).try_run()?;
+    // It may have to wait until a region is scrubbed.
+    let ran = Command::line(&format!("daxdmem {words}"))
+        .limit(120)
+        .try_run()?;
     let said = format!("{}{}", ran.stdout, ran.stderr);
     say!("daxdmem {words}: {:?} {}", ran.code, said.trim_end());
     Ok(ran)
@@ -151,10 +155,18 @@ pub fn check_not_rebound(region: &Region, device: &Device) -> Outcome {
     Ok(())
 }
 
-/// The host as far as the tool can change it: every attribute of every region and device, the drivers, the links, the
-/// tool's state, and what is mounted where it could be looked for.
+/// The host as far as the tool can change it: every attribute of every region and device, the devices' nodes, the
+/// drivers, the links, the tool's state, and what is mounted where it could be looked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host(BTreeMap<String, String>);
+
+/// Attributes that change by themselves: scrubs go on in the background.
+const BUSY: &[&str] = &[
+    "dax_dmem/clean",
+    "dax_dmem/scrubbing",
+    "dax_dmem/scrub_state",
+    "dax_dmem/scrub_progress",
+];
 
 /// Attributes that tell which device was made last, or when something last happened.
 const HISTORY: &[&str] = &["dax_region/seed", "dax_region/create"];
@@ -166,6 +178,8 @@ impl Host {
         for device in fs::read_dir("/sys/bus/dax/devices")? {
             let device = device?.path().canonicalize()?;
             found.insert(device.display().to_string(), "device".to_owned());
+            let node = Path::new("/dev").join(device.file_name().unwrap_or_default());
+            found.insert(node.display().to_string(), access(&node)?);
             walk(&device, &mut found);
             walk(&device.with_file_name("dax_region"), &mut found);
         }
@@ -178,6 +192,15 @@ impl Host {
                 let text = fs::read_to_string(&path).unwrap_or_default();
                 found.insert(path.display().to_string(), text);
             }
+        }
+        found.retain(|path, _| !BUSY.iter().any(|end| path.ends_with(end)));
+        // `release` is what the driver does untold.
+        if let Some(told) = found.get_mut(
+            &driver_attribute(DAX_DMEM, "scrub_policy")
+                .display()
+                .to_string(),
+        ) {
+            *told = pending(told);
         }
         let modules = fs::read_to_string("/proc/modules")?;
         for module in modules.lines().filter_map(|line| line.split(' ').next()) {
@@ -215,6 +238,19 @@ impl Host {
         );
         Ok(())
     }
+}
+
+/// What the driver was told for the next binds of devices, but for `release`, which it does untold.
+pub fn pending(lines: &str) -> String {
+    let lines = lines.lines().filter(|line| !line.ends_with(" release"));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Owner, group and mode of a node: "0:0 600".
+pub fn access(node: &Path) -> Outcome<String> {
+    let found = fs::metadata(node).named(node.display())?;
+    let mode = found.mode() & 0o7777;
+    Ok(format!("{}:{} {mode:o}", found.uid(), found.gid()))
 }
 
 /// Every readable file and every link below a directory; links are not followed.

@@ -9,12 +9,13 @@ use std::path::Path;
 
 use crate::case::{Case, Failure, Outcome};
 use crate::command::Command;
-use crate::device::Device;
+use crate::device::{driver_attribute, Device, DAX_DMEM};
 use crate::region::{Region, GIB, MIB};
 use crate::{check, check_eq, say, sysfs};
 
 use super::tool_host::{
-    check_guest, check_no_stale_id, check_not_rebound, done, link, need, Host, STATE,
+    access, check_guest, check_no_stale_id, check_not_rebound, done, link, need, pending, Host,
+    STATE,
 };
 use super::tool_tracer::killed_at;
 
@@ -28,12 +29,13 @@ pub const CASES: &[Case] = &[
     },
     Case {
         name: "tool-kill-create-ranges",
-        shows: "the same for a new device of three ranges",
+        shows: "the same for a new device of three ranges, which is another user's and never scrubbed",
         limit: 240,
         run: || {
             // Free are 0.5 GiB three times, and 2 MiB for the guest that has device 0.
             let fillers = [(GIB / 2, GIB / 2), (3 * GIB / 2, GIB / 2), (5 * GIB / 2, 7 * GIB / 2 - 2 * MIB)];
-            create("--size 1.5G --align 2M", 3 * GIB / 2, &fillers)
+            let words = format!("--size 1.5G --align 2M --scrub never --owner {STRANGER} --mode 0660");
+            create(&words, 3 * GIB / 2, &fillers)
         },
         ..Case::DEFAULT
     },
@@ -56,6 +58,13 @@ pub const CASES: &[Case] = &[
         shows: "unbind and bind, killed anywhere: the guest is bound or not, and keeps its name and memory",
         limit: 240,
         run: unbind_bind,
+        ..Case::DEFAULT
+    },
+    Case {
+        name: "tool-kill-set",
+        shows: "set, killed anywhere: policy and owner are as before or as wanted, each with the other, and recorded",
+        limit: 120,
+        run: set,
         ..Case::DEFAULT
     },
     Case {
@@ -109,6 +118,11 @@ fn at_every_step(
         check!(
             state.is_empty() || state.contains("\"operation\": null"),
             "after {at} the journal still has {state}"
+        );
+        check_eq!(
+            pending(&sysfs::read(driver_attribute(DAX_DMEM, "scrub_policy"))?),
+            "",
+            "what the driver is told for later binds after {at}"
         );
         check!(
             !Path::new("/dev/daxdmem/.new").exists(),
@@ -177,7 +191,8 @@ fn create(arguments: &str, size: u64, fillers: &[(u64, u64)]) -> Outcome {
         if end == "gone" {
             done(&words)?;
         }
-        check_guest("vm1", size)?;
+        let device = check_guest("vm1", size)?;
+        check_kept(&device, &words)?;
         done("destroy vm1")?;
         Host::look()?
             .without_history()
@@ -189,6 +204,25 @@ fn create(arguments: &str, size: u64, fillers: &[(u64, u64)]) -> Outcome {
     }
     fillers.into_iter().try_for_each(Device::destroy)?;
     check_no_stale_id(&region)
+}
+
+/// An owner without a name.
+const STRANGER: &str = "54321:12345";
+
+/// Whether policy and node are as these words of a command choose them.
+fn check_kept(device: &Device, words: &str) -> Outcome {
+    let (policy, node) = match words.contains(STRANGER) {
+        true => ("never", format!("{STRANGER} 660")),
+        false => ("release", "0:0 600".to_owned()),
+    };
+    check_eq!(
+        sysfs::read(device.attribute("dax_dmem/scrub_policy"))?,
+        policy,
+        "scrub policy of {}",
+        device.name
+    );
+    check_eq!(access(&device.path())?, node, "owner and mode");
+    Ok(())
 }
 
 fn survey() -> Outcome {
@@ -299,25 +333,60 @@ fn unbind_bind() -> Outcome {
     unbind()?;
     check_eq!(device.driver(), None, "driver after unbind");
     check_not_rebound(&region, &device)?;
-    at_every_step("bind vm1", unbind, || {
-        let end = keeps()?;
-        if end == "unbound" {
-            check_not_rebound(&region, &device)?;
-        }
-        Ok(end)
-    })?;
+    for words in ["", &format!(" --scrub never --owner {STRANGER} --mode 660")] {
+        let mut begun = false;
+        at_every_step(&format!("bind vm1{words}"), unbind, || {
+            let end = keeps()?;
+            begun = begun || end == "bound";
+            if end == "unbound" {
+                check_not_rebound(&region, &device)?;
+                // What was not carried out is not kept either.
+                if !begun {
+                    check_eq!(access(&device.path())?, "0:0 600", "owner and mode before");
+                    done("bind vm1")?;
+                    check_kept(&device, "")?;
+                }
+            } else {
+                check_kept(&device, words)?;
+            }
+            Ok(end)
+        })?;
+    }
     unbind()?;
+    // The last one holds from now on.
+    done("bind vm1")?;
+    check_kept(&device, STRANGER)?;
     done("destroy vm1")?;
     check_no_stale_id(&region)
+}
+
+fn set() -> Outcome {
+    need()?;
+    done("create vm1 --size 64M")?;
+    let device = check_guest("vm1", 64 * MIB)?;
+    let words = format!("set vm1 --scrub never --owner {STRANGER} --mode 0660");
+    let restore = || done("set vm1 --scrub release --owner 0:0 --mode 600").map(drop);
+    let steps = at_every_step(&words, restore, || {
+        let new = access(&device.path())? != "0:0 600";
+        check_kept(&device, if new { &words } else { "" })?;
+        // What is shown is what is kept.
+        done("unbind vm1")?;
+        done("bind vm1")?;
+        check_kept(&device, if new { &words } else { "" })?;
+        Ok(if new { "new" } else { "old" })
+    })?;
+    check!(steps > 6, "{steps} steps: a change was not seen");
+    done("destroy vm1").map(drop)
 }
 
 fn forced() -> Outcome {
     need()?;
     let fresh = || -> Outcome<Device> {
         if link("vm1").symlink_metadata().is_err() {
-            done("create vm1 --size 1G")?;
+            // Little: it is scrubbed after every step, since somebody had it open.
+            done("create vm1 --size 64M")?;
         }
-        check_guest("vm1", GIB)
+        check_guest("vm1", 64 * MIB)
     };
     let (mut undone, mut completed) = (0, 0);
     for step in 1..ENDLESS {
@@ -332,7 +401,7 @@ fn forced() -> Outcome {
         // Somebody opens the device before anybody repairs.
         let user = device.open()?;
         let told = Command::line("daxdmem list").try_run()?.stderr;
-        check_guest("vm1", GIB)?;
+        check_guest("vm1", 64 * MIB)?;
         if told.contains("destroy vm1 was interrupted: undone, since vm1 is in use") {
             undone += 1;
         }

@@ -33,6 +33,10 @@ const CHANGES: &[(libc::c_long, &str)] = &[
     (libc::SYS_chmod, "chmod"),
     (libc::SYS_fchmod, "fchmod"),
     (libc::SYS_fchmodat, "fchmodat"),
+    (libc::SYS_chown, "chown"),
+    (libc::SYS_fchown, "fchown"),
+    (libc::SYS_lchown, "lchown"),
+    (libc::SYS_fchownat, "fchownat"),
 ];
 
 /// What became of the program.

@@ -1,0 +1,594 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What the tool makes of scrubbing and of owners: choices reach driver and node, hold across calls, and are shown.
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::case::{errno, Case, Outcome};
+use crate::command::{Command, Ran};
+use crate::device::{driver_attribute, Device, DAX_DMEM};
+use crate::mapping::Map;
+use crate::pattern::Pattern;
+use crate::region::{Region, GIB, MIB};
+use crate::{check, check_eq, fail, say, sysfs};
+
+use super::tool_host::{
+    access, check_guest, done, link, need, pending, refused, refused_by, tool, Host,
+};
+
+pub const CASES: &[Case] = &[
+    Case {
+        name: "tool-scrub-policy",
+        shows: "the scrub policy that was chosen reaches the driver, is shown, and holds for later binds until it is changed",
+        limit: 60,
+        run: policies,
+        ..Case::DEFAULT
+    },
+    Case {
+        name: "tool-scrub-contents",
+        shows: "the next guest finds zeros with the policies release and hand-out, and the last guest's bytes with never",
+        limit: 60,
+        run: contents,
+        ..Case::DEFAULT
+    },
+    Case {
+        name: "tool-scrub-progress",
+        shows: "create waits for the scrub and tells how far it is; list shows it meanwhile; destroy can wait for its own",
+        limit: 180,
+        run: progress,
+        ..Case::DEFAULT
+    },
+    Case {
+        name: "tool-scrub-interrupted",
+        shows: "who ends the wait by a signal is told that the scrub goes on, and it does; nothing else waits meanwhile",
+        limit: 120,
+        run: interrupted,
+        ..Case::DEFAULT
+    },
+    Case {
+        name: "tool-old-driver",
+        shows: "a driver that does not scrub is refused before anything is changed",
+        run: old_driver,
+        ..Case::DEFAULT
+    },
+    Case {
+        name: "tool-owner",
+        shows: "a device is root's alone unless it is given to a user, whose it then is until it goes; nobody else opens it",
+        limit: 60,
+        run: owner,
+        ..Case::DEFAULT
+    },
+];
+
+/// The driver's word for what is done with the device's memory when it is taken back.
+fn policy(device: &Device) -> Outcome<String> {
+    sysfs::read(device.attribute("dax_dmem/scrub_policy"))
+}
+
+/// Whether the guest's device has this policy, by the driver and by the tool.
+fn check_policy(name: &str, size: u64, wanted: &str) -> Outcome<Device> {
+    let device = check_guest(name, size)?;
+    check_eq!(policy(&device)?, wanted, "scrub policy of {name}");
+    let told = sysfs::read(driver_attribute(DAX_DMEM, "scrub_policy"))?;
+    check_eq!(
+        pending(&told),
+        "",
+        "what the driver is told for later binds"
+    );
+    let json = done("list --json")?;
+    let member = format!("\"scrub_policy\": \"{wanted}\"");
+    check!(json.contains(&member), "list --json shows {json}");
+    let list = done("list")?;
+    let line = list.lines().find(|line| line.contains(name));
+    check!(
+        line.is_some_and(|line| line.contains(wanted)),
+        "list shows {list}"
+    );
+    Ok(device)
+}
+
+fn policies() -> Outcome {
+    need()?;
+    let size = 64 * MIB;
+    let before = Host::look()?.without_history();
+    done("create vm1 --size 64M")?;
+    check_policy("vm1", size, "release")?;
+    done("destroy vm1")?;
+    for chosen in ["hand-out", "never", "release"] {
+        let ran = tool(&format!("create vm1 --size 64M --scrub {chosen}"))?;
+        check_eq!(ran.code, Some(0), "exit code of create");
+        let warned = ran.stderr.contains("vm1 is never scrubbed");
+        check_eq!(
+            warned,
+            chosen == "never",
+            "whether create warns: {}",
+            ran.stderr
+        );
+        check_policy("vm1", size, chosen)?;
+        // Kept for a bind that says nothing, whoever unbound it.
+        done("unbind vm1")?;
+        let json = done("list --json")?;
+        let member = format!("\"scrub_policy\": \"{chosen}\"");
+        check!(json.contains(&member), "unbound, list --json shows {json}");
+        done("bind vm1")?;
+        let device = check_policy("vm1", size, chosen)?;
+        sysfs::write(driver_attribute(DAX_DMEM, "unbind"), &device.name)?;
+        done("bind vm1")?;
+        check_policy("vm1", size, chosen)?;
+        done("destroy vm1")?;
+    }
+    // A new guest begins anew.
+    done("create vm1 --size 64M")?;
+    check_policy("vm1", size, "release")?;
+    for chosen in ["never", "hand-out"] {
+        done(&format!("set vm1 --scrub {chosen}"))?;
+        check_policy("vm1", size, chosen)?;
+        done("unbind vm1")?;
+        done("bind vm1")?;
+        check_policy("vm1", size, chosen)?;
+    }
+    refused(
+        "bind vm1 --scrub never",
+        &["vm1 is page-less already", "daxdmem set vm1"],
+    )?;
+    // Unbound, it holds from the next bind on.
+    done("unbind vm1")?;
+    done("set vm1 --scrub release")?;
+    done("bind vm1")?;
+    check_policy("vm1", size, "release")?;
+    done("unbind vm1")?;
+    done("bind vm1 --scrub hand-out")?;
+    check_policy("vm1", size, "hand-out")?;
+    done("destroy vm1")?;
+
+    // A device that is no guest's keeps its own, and takes it along.
+    let by_hand = Region::first()?.create(2 * MIB, &[(GIB, size)])?;
+    done(&format!("bind {} --scrub never", by_hand.name))?;
+    done(&format!("unbind {}", by_hand.name))?;
+    done(&format!("bind {}", by_hand.name))?;
+    check_eq!(
+        policy(&by_hand)?,
+        "never",
+        "policy of a device made by hand"
+    );
+    let name = by_hand.name.clone();
+    by_hand.destroy()?;
+    let namesake = Region::first()?.create(2 * MIB, &[(GIB, size)])?;
+    check_eq!(namesake.name, name, "name of the next device");
+    done(&format!("bind {name}"))?;
+    check_eq!(policy(&namesake)?, "release", "policy of the next device");
+    namesake.destroy()?;
+    Host::look()?
+        .without_history()
+        .expect(&before, "in the end")
+}
+
+fn contents() -> Outcome {
+    need()?;
+    let size = 64 * MIB;
+    let pattern = Pattern::new(3);
+    for chosen in ["release", "hand-out", "never"] {
+        done(&format!("create vm1 --size 64M --scrub {chosen}"))?;
+        let device = check_guest("vm1", size)?;
+        let ranges = device.ranges()?;
+        let mapping = Map::new(size).file(&device.open()?)?;
+        pattern.fill(mapping.words(0, size), 0);
+        drop(mapping);
+        done("destroy vm1")?;
+
+        done(&format!("create vm2 --size 64M --scrub {chosen}"))?;
+        let device = check_guest("vm2", size)?;
+        check_eq!(device.ranges()?, ranges, "ranges of the next guest");
+        let mapping = Map::new(size).file(&device.open()?)?;
+        if chosen == "never" {
+            // So the pattern would have been seen above.
+            pattern.verify(mapping.words(0, size), 0)?;
+        } else {
+            let word = |index: &u64| mapping.read(index * 8) != 0;
+            let found = (0..size / 8).find(word);
+            check_eq!(found, None, "first word of {chosen} that is not zero");
+        }
+        drop(mapping);
+        done("destroy vm2")?;
+    }
+    Ok(())
+}
+
+/// Makes all memory of the region dirty: somebody had it.
+fn soil(region: &Region) -> Outcome {
+    let whole = region.create(2 * MIB, &[(0, region.size)])?;
+    // Unscrubbed: the cases' own way to bind.
+    whole.bind(DAX_DMEM)?;
+    drop(whole.open()?);
+    whole.destroy()
+}
+
+fn progress() -> Outcome {
+    need()?;
+    let region = Region::first()?;
+    let size = GIB;
+    soil(&region)?;
+
+    let began = Instant::now();
+    done("create vm1 --size 1G --no-wait")?;
+    let device = check_guest("vm1", size)?;
+    check_eq!(
+        sysfs::read(device.attribute("dax_dmem/scrub_state"))?,
+        "scrubbing",
+        "state after create --no-wait"
+    );
+    let opened = fs::File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(device.path());
+    check_eq!(
+        errno(opened),
+        Some(libc::EAGAIN),
+        "errno of open, O_NONBLOCK"
+    );
+    let (list, json) = (done("list")?, done("list --json")?);
+    let text = "\"state\": \"scrubbing\"";
+    check!(json.contains(text), "list --json shows {json}");
+    check!(
+        json.contains(&format!("\"total\": {size}")),
+        "list --json shows {json}"
+    );
+    let line = list.lines().find(|line| line.contains("vm1"));
+    check!(
+        line.is_some_and(|line| line.contains(" scrubbing ") && line.contains("%  root:root 0600")),
+        "list shows {list}"
+    );
+    // Waits until it can be opened.
+    drop(device.open()?);
+    say!("{size} bytes were scrubbed in {:?}", began.elapsed());
+    check!(
+        done("list")?.contains(" scrubbed "),
+        "list does not show the end"
+    );
+
+    // Waiting on the way out and on the way in.
+    let began = Instant::now();
+    let ran = tool("destroy vm1 --wait")?;
+    check_lines(&ran, "1.00 GiB", began.elapsed())?;
+    let json = done("list --json")?;
+    check!(
+        json.contains(&format!("\"free_clean\": {size}")) && json.contains("\"scrubbing\": []"),
+        "after destroy --wait list --json shows {json}"
+    );
+    let began = Instant::now();
+    let ran = tool("create vm1 --size 1G")?;
+    check_eq!(ran.stderr, "", "what create says of clean memory");
+    let clean = began.elapsed();
+    done("destroy vm1")?;
+    soil(&region)?;
+    let began = Instant::now();
+    let ran = tool("create vm1 --size 3G")?;
+    check_lines(&ran, "3.00 GiB", began.elapsed())?;
+    let device = check_guest("vm1", 3 * GIB)?;
+    check_eq!(
+        sysfs::read(device.attribute("dax_dmem/scrub_state"))?,
+        "scrubbed",
+        "state after create"
+    );
+    let dirty = began.elapsed();
+    say!("create took {clean:?} of 1 GiB that was clean, {dirty:?} of 3 GiB that was not");
+
+    // In the background, and taken over by the next guest.
+    drop(device.open()?);
+    let ran = tool("destroy vm1")?;
+    check!(
+        ran.stderr.contains("are being scrubbed in the background"),
+        "destroy says {}",
+        ran.stderr
+    );
+    let list = done("list")?;
+    check!(
+        list.contains("SCRUBBING") && list.contains(&device.name),
+        "list shows {list}"
+    );
+    let json = done("list --json")?;
+    check!(
+        !json.contains("\"free_scrubbing\": 0") && json.contains("\"free_scrubbing\": "),
+        "list --json shows {json}"
+    );
+    done("create vm1 --size 512M")?;
+    done("destroy vm1").map(drop)
+}
+
+/// Whether a command that took so long told of a scrub from begin to end, in lines.
+fn check_lines(ran: &Ran, size: &str, took: Duration) -> Outcome {
+    check_eq!(ran.code, Some(0), "exit code; it said {}", ran.stderr);
+    let lines: Vec<&str> = ran.stderr.lines().collect();
+    let of_size = format!(" of {size} (");
+    let under_way = |line: &&&str| line.contains("vm1: scrubbing, ") && line.contains(&of_size);
+    let count = lines.iter().filter(under_way).count();
+    // One at once, and the next after a second.
+    let least = if took < Duration::from_secs(3) { 1 } else { 2 };
+    check!(
+        count >= least,
+        "{count} lines in {took:?} tell how far it is: {}",
+        ran.stderr
+    );
+    check!(
+        lines
+            .last()
+            .is_some_and(|line| line.contains(&format!("vm1: scrubbed, {size} in "))),
+        "the last line is not about the end: {}",
+        ran.stderr
+    );
+    check!(
+        !ran.stderr.contains('\r'),
+        "a bar was drawn: {}",
+        ran.stderr
+    );
+    Ok(())
+}
+
+/// Starts the tool, and hands it back when it says on its standard error that it waits for a scrub.
+fn waiting(words: &str) -> Outcome<Child> {
+    let mut child = std::process::Command::new("daxdmem")
+        .args(words.split(' '))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut said = Vec::new();
+    let mut byte = [0];
+    while !said.ends_with(b"%)\n") {
+        match child.stderr.as_mut().map(|pipe| pipe.read(&mut byte)) {
+            Some(Ok(1)) => said.push(byte[0]),
+            _ => fail!(
+                "'{words}' does not wait: {}",
+                String::from_utf8_lossy(&said)
+            ),
+        }
+    }
+    Ok(child)
+}
+
+/// Ends a waiting tool by that signal; what it says then.
+fn end_by(mut child: Child, signal: i32) -> Outcome<String> {
+    Command::line("sh -c")
+        .arg(format!("kill -{signal} {}", child.id()))
+        .run()?;
+    let mut said = String::new();
+    if let Some(mut pipe) = child.stderr.take() {
+        pipe.read_to_string(&mut said)?;
+    }
+    check_eq!(
+        child.wait()?.signal(),
+        Some(signal),
+        "signal that ended it; it said {said}"
+    );
+    Ok(said)
+}
+
+fn interrupted() -> Outcome {
+    need()?;
+    let region = Region::first()?;
+    let create = "create vm1 --size 1G";
+    for (words, signal) in [(create, libc::SIGINT), ("bind vm1", libc::SIGTERM)] {
+        if words == "bind vm1" {
+            drop(check_guest("vm1", GIB)?.open()?);
+            done("set vm1 --scrub hand-out")?;
+            done("unbind vm1")?;
+        } else {
+            soil(&region)?;
+        }
+        let child = waiting(words)?;
+        // The wait has no lock.
+        done("create vm2 --size 2M --scrub never")?;
+        done("destroy vm2")?;
+        let said = end_by(child, signal)?;
+        check!(
+            said.contains("vm1") && said.contains("it is bound, and whoever opens it waits"),
+            "it says {said}"
+        );
+        let device = check_guest("vm1", GIB)?;
+        let state = device.attribute("dax_dmem/scrub_state");
+        check_eq!(sysfs::read(&state)?, "scrubbing", "state after the signal");
+        check!(
+            sysfs::read("/run/daxdmem/state.json")?.contains("\"operation\": null"),
+            "the journal is not empty"
+        );
+        // Who asks again waits for the same scrub.
+        let ran = tool("bind vm1")?;
+        check!(
+            ran.stderr.contains("is page-less already") && ran.stderr.contains("scrubbed, "),
+            "bind says {}",
+            ran.stderr
+        );
+        check_eq!(
+            sysfs::read(&state)?,
+            "scrubbed",
+            "state after the second wait"
+        );
+    }
+    // The same on the way out.
+    drop(check_guest("vm1", GIB)?.open()?);
+    done("set vm1 --scrub release")?;
+    let said = end_by(waiting("destroy vm1 --wait")?, libc::SIGINT)?;
+    check!(
+        said.contains("its memory is free, and is scrubbed in the background"),
+        "it says {said}"
+    );
+    let scrubbing = driver_attribute(DAX_DMEM, "scrubbing");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !sysfs::read(&scrubbing)?.is_empty() {
+        check!(Instant::now() < deadline, "the scrub does not end");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+
+    // Somebody takes the device away: the wait ends, and says so.
+    soil(&region)?;
+    let mut child = waiting(create)?;
+    let device = check_guest("vm1", GIB)?;
+    sysfs::write(driver_attribute(DAX_DMEM, "unbind"), &device.name)?;
+    let mut said = String::new();
+    if let Some(mut pipe) = child.stderr.take() {
+        pipe.read_to_string(&mut said)?;
+    }
+    check_eq!(child.wait()?.code(), Some(3), "exit code; it said {said}");
+    check!(
+        said.contains("was taken away from dax_dmem while it was being scrubbed"),
+        "it says {said}"
+    );
+    done("destroy vm1").map(drop)
+}
+
+/// The directory of a driver with nothing in it that has to do with scrubbing, in place of the real one.
+fn old_driver() -> Outcome {
+    need()?;
+    done("create vm1 --size 64M")?;
+    done("unbind vm1")?;
+    fs::create_dir_all("/tmp/old")?;
+    for attribute in ["new_id", "remove_id", "bind", "unbind", "quarantine"] {
+        fs::write(format!("/tmp/old/{attribute}"), "")?;
+    }
+    let hide = format!("mount --bind /tmp/old /sys/bus/dax/drivers/{DAX_DMEM}");
+    for words in [
+        "create vm2 --size 64M",
+        "bind vm1",
+        "bind vm1 --scrub never",
+    ] {
+        let command =
+            Command::line("unshare --mount sh -c").arg(format!("{hide} && exec daxdmem {words}"));
+        let texts = [
+            "older than this daxdmem, and does not scrub",
+            "rmmod dax_dmem",
+        ];
+        refused_by(&command, words, 1, &texts)?;
+        check_eq!(
+            fs::read_to_string("/tmp/old/new_id")?,
+            "",
+            "what it was told"
+        );
+    }
+    fs::remove_dir_all("/tmp/old")?;
+    done("destroy vm1").map(drop)
+}
+
+/// Whether a program of that user and group can open the guest's device.
+fn opens(id: u32, group: u32) -> Outcome<bool> {
+    let ran = Command::line(&format!(
+        "setpriv --reuid {id} --regid {group} --clear-groups sh -c"
+    ))
+    .arg(format!("exec 3<>{}", link("vm1").display()))
+    .try_run()?;
+    let denied = ran.stderr.contains("Permission denied");
+    check_eq!(
+        ran.code != Some(0),
+        denied,
+        "open by {id}:{group} says {}",
+        ran.stderr
+    );
+    Ok(!denied)
+}
+
+fn owner() -> Outcome {
+    need()?;
+    const USER: u32 = 54321;
+    const GROUP: u32 = 12345;
+    let before = Host::look()?.without_history();
+    done("create vm1 --size 64M")?;
+    let device = check_guest("vm1", 64 * MIB)?;
+    let node = device.path();
+    check_eq!(access(&node)?, "0:0 600", "a device that nobody was given");
+    check!(!opens(USER, GROUP)?, "somebody opens root's device");
+    check!(opens(0, 0)?, "root does not");
+    done("destroy vm1")?;
+
+    done(&format!(
+        "create vm1 --size 64M --owner {USER}:{GROUP} --mode 0660"
+    ))?;
+    let kept = format!("{USER}:{GROUP} 660");
+    check_eq!(access(&node)?, kept, "a device that was given away");
+    check!(opens(USER, 1)?, "the owner does not open it");
+    check!(opens(1, GROUP)?, "the group does not open it");
+    check!(!opens(1, 1)?, "somebody else opens it");
+    let json = done("list --json")?;
+    for member in ["\"uid\": 54321", "\"gid\": 12345", "\"mode\": \"0660\""] {
+        check!(json.contains(member), "list --json shows {json}");
+    }
+    let list = done("list")?;
+    check!(list.contains("54321:12345 0660"), "list shows {list}");
+    // It stays so, whatever is done to device and node.
+    done("unbind vm1")?;
+    done("bind vm1")?;
+    check_eq!(access(&node)?, kept, "the node after unbind and bind");
+    Command::line(&format!("chmod 666 {}", node.display())).run()?;
+    let ran = tool("list")?;
+    check!(
+        ran.stderr
+            .contains("54321:12345 0666: made 54321:12345 0660 again"),
+        "list says {}",
+        ran.stderr
+    );
+    check_eq!(access(&node)?, kept, "the node after a change by hand");
+
+    // What is not named stays.
+    done("set vm1 --owner root")?;
+    check_eq!(
+        access(&node)?,
+        format!("0:{GROUP} 660"),
+        "the node of another owner"
+    );
+    done("set vm1 --mode 600")?;
+    check!(!opens(1, GROUP)?, "the group opens it still");
+    done("unbind vm1")?;
+    done("bind vm1 --owner nobody:root")?;
+    check_eq!(access(&node)?, "65534:0 600", "the node of a named owner");
+    check!(opens(65534, 1)?, "nobody does not open it");
+    let ran = tool("set vm1 --mode 0606")?;
+    check!(
+        ran.code == Some(0) && ran.stderr.contains("every user of this host may open"),
+        "set says {}",
+        ran.stderr
+    );
+    check!(opens(1, 1)?, "a device for all is not for all");
+
+    for words in [
+        "set vm1 --owner no-such-user",
+        "create vm2 --size 64M --owner no-such-user:root",
+    ] {
+        refused(
+            words,
+            &["there is no user called no-such-user", "getent passwd"],
+        )?;
+    }
+    refused(
+        "set vm1 --owner :no-such-group",
+        &["there is no group called no-such-group"],
+    )?;
+    for words in [
+        "set vm1 --mode 0777",
+        "create vm2 --size 64M --mode rw",
+        "set vm1 --owner :",
+    ] {
+        let command = Command::line(&format!("daxdmem {words}"));
+        refused_by(&command, words, 2, &["' is no "])?;
+    }
+    refused_by(
+        &Command::line("daxdmem set vm1"),
+        "set vm1",
+        2,
+        &["--owner"],
+    )?;
+    let words = "setpriv --reuid 54321 --regid 1 --clear-groups daxdmem set vm1 --mode 0666";
+    refused_by(&Command::line(words), "set", 1, &["takes root"])?;
+
+    // Nothing of it is left to the next guest, which has the same node.
+    done("destroy vm1")?;
+    check_eq!(
+        access(&node)?,
+        "0:0 600",
+        "the node of a device that is nobody's"
+    );
+    Host::look()?
+        .without_history()
+        .expect(&before, "in the end")
+}
