@@ -143,10 +143,12 @@ const fn name_of(name: &'static CStr) -> *const c_char {
 
 /// The name of an attribute, and who may do what with it.
 const fn attribute(name: &'static CStr, mode: raw::umode_t) -> raw::attribute {
-    raw::attribute {
-        name: name_of(name),
-        mode,
-    }
+    // With lockdep there are more fields, one of them of a type that pin_init knows nothing of.
+    // SAFETY: Null pointers, a number and bits, for all of which zero is a value.
+    let mut attribute: raw::attribute = unsafe { core::mem::zeroed() };
+    attribute.name = name_of(name);
+    attribute.mode = mode;
+    attribute
 }
 
 /// Defines a show function of the driver: `NAME => TEXT`.
