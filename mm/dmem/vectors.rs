@@ -2,12 +2,14 @@
 
 //! Shared vectors: concrete inputs of the pure logic and the answers they have to give.
 //!
-//! Constant data and one check per table, so that the host's tests and the kernel's run the very
-//! same cases; whoever includes this file has the logic as a sibling module named `plan`. Every
-//! check gives the number of cases it ran, or the first one that came out differently.
+//! Constant data, one check and one test per table. The host's tests (`tests/plan/vectors.rs`) and
+//! the kernel's KUnit tests (`drivers/dax/dmem/kunit.rs`) include this file, so that both run the
+//! very same tests. Whoever includes it has the logic as a sibling module named `plan`, and a
+//! sibling function `complain` that says what came out differently.
 
 use core::fmt;
 
+use super::complain;
 use super::plan::{DevRange, PageOff, PhysAddr};
 
 #[path = "vectors/congruence.rs"]
@@ -18,9 +20,7 @@ mod leaf;
 mod ranges;
 
 pub use congruence::{check_congruences, CONGRUENCES};
-pub use leaf::{
-    check_fills, check_fits, check_largest, check_windows, FILLS, FITS, LARGEST, WINDOWS,
-};
+pub use leaf::{check_fills, check_fits, check_largest, check_windows, FILLS, FITS, LARGEST};
 pub use ranges::{check_devices, check_pages, DEVICES, PAGES};
 
 const KIB4: u64 = 0x1000;
@@ -59,14 +59,14 @@ impl<O: fmt::Debug> fmt::Display for Mismatch<O> {
 fn check<I: Copy, O: Copy + PartialEq>(
     cases: &[Case<I, O>],
     answer: fn(I) -> O,
-) -> Result<usize, Mismatch<O>> {
+) -> Result<(), Mismatch<O>> {
     for &Case { name, given, want } in cases {
         let got = answer(given);
         if got != want {
             return Err(Mismatch { name, want, got });
         }
     }
-    Ok(cases.len())
+    Ok(())
 }
 
 const fn case<I, O>(name: &'static str, given: I, want: O) -> Case<I, O>
@@ -120,3 +120,54 @@ const TOP: Ranges = &[range(0, 0xffff_ffff_8000_0000, 2 * P1G - 1)];
 
 /// Where most windows lie: a 1 GiB boundary.
 const V: u64 = 0x7f00_0000_0000;
+
+/// A test for each table; `make test-debug` demands that both sides ran the same ones.
+#[cfg_attr(
+    CONFIG_DEV_DAX_DMEM_KUNIT_TEST,
+    kernel::macros::kunit_tests(dmem_vectors)
+)]
+mod tests {
+    use super::*;
+
+    /// Whether all cases came out as they have to; complains about the first that did not.
+    fn passed<O: fmt::Debug>(result: Result<(), Mismatch<O>>) -> bool {
+        result
+            .map_err(|mismatch| complain(format_args!("{mismatch}")))
+            .is_ok()
+    }
+
+    #[test]
+    fn devices() {
+        assert!(passed(check_devices()));
+    }
+
+    #[test]
+    fn pages() {
+        assert!(passed(check_pages()));
+    }
+
+    #[test]
+    fn windows() {
+        assert!(passed(check_windows()));
+    }
+
+    #[test]
+    fn fits() {
+        assert!(passed(check_fits()));
+    }
+
+    #[test]
+    fn largest() {
+        assert!(passed(check_largest()));
+    }
+
+    #[test]
+    fn fills() {
+        assert!(passed(check_fills()));
+    }
+
+    #[test]
+    fn congruences() {
+        assert!(passed(check_congruences()));
+    }
+}

@@ -15,6 +15,8 @@ mod device;
 mod error;
 mod fault;
 mod ffi;
+#[cfg(CONFIG_DEV_DAX_DMEM_KUNIT_TEST)]
+mod kunit;
 mod mmap;
 mod registry;
 mod scrub;

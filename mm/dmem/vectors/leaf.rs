@@ -38,7 +38,7 @@ pub const WINDOWS: &[Case<(u64, u64, u64), bool>] = &[
 /// # Errors
 ///
 /// The first case that comes out differently.
-pub fn check_windows() -> Result<usize, Mismatch<bool>> {
+pub fn check_windows() -> Result<(), Mismatch<bool>> {
     check(WINDOWS, |raw| window(raw).is_some())
 }
 
@@ -168,7 +168,7 @@ pub const FITS: &[Case<(Touch, Leaf), Option<Placement>>] = &[
 /// # Errors
 ///
 /// The first case that comes out differently.
-pub fn check_fits() -> Result<usize, Mismatch<Option<Placement>>> {
+pub fn check_fits() -> Result<(), Mismatch<Option<Placement>>> {
     check(FITS, |((ranges, raw, addr), leaf)| {
         fits(
             &RangeMap::new(ranges).ok()?,
@@ -240,7 +240,7 @@ const fn sized(leaf: Leaf, virt: u64, phys: u64) -> Option<(Leaf, Placement)> {
 /// # Errors
 ///
 /// The first case that comes out differently.
-pub fn check_largest() -> Result<usize, Mismatch<Option<(Leaf, Placement)>>> {
+pub fn check_largest() -> Result<(), Mismatch<Option<(Leaf, Placement)>>> {
     check(LARGEST, |(ranges, raw, addr)| {
         largest(
             &RangeMap::new(ranges).ok()?,
@@ -318,7 +318,7 @@ pub const FILLS: &[Case<Touch, Option<Placement>>] = &[
 /// # Errors
 ///
 /// The first case that comes out differently.
-pub fn check_fills() -> Result<usize, Mismatch<Option<Placement>>> {
+pub fn check_fills() -> Result<(), Mismatch<Option<Placement>>> {
     check(FILLS, |(ranges, raw, addr)| {
         fill(
             &RangeMap::new(ranges).ok()?,

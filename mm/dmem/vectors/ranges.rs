@@ -96,7 +96,7 @@ const fn gap(expected: u64) -> RangeFault {
 /// # Errors
 ///
 /// The first case that comes out differently.
-pub fn check_devices() -> Result<usize, Mismatch<Result<u64, RangeError>>> {
+pub fn check_devices() -> Result<(), Mismatch<Result<u64, RangeError>>> {
     check(DEVICES, |ranges| {
         RangeMap::new(ranges).map(|map| map.pages())
     })
@@ -140,7 +140,7 @@ const fn at(phys: u64) -> Option<PhysAddr> {
 /// # Errors
 ///
 /// The first case that comes out differently.
-pub fn check_pages() -> Result<usize, Mismatch<Option<PhysAddr>>> {
+pub fn check_pages() -> Result<(), Mismatch<Option<PhysAddr>>> {
     check(PAGES, |(ranges, pgoff)| {
         RangeMap::new(ranges).ok()?.phys(PageOff::from_raw(pgoff))
     })
