@@ -18,8 +18,8 @@ RUNNER  := $(SANDBOX) $(LAB)/target/release/dmem-runner
 PROGRAMS := tool agent runner
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test module $(PROGRAMS) programs lab lab-update lab-shell lint host-test \
-	vm-test vm-list fuzz-logic clean
+.PHONY: help demo test test-debug module in-tree debug-kernel $(PROGRAMS) programs lab lab-update \
+	lab-shell lint host-test vm-test vm-list fuzz-logic clean
 MAKEFLAGS += --no-print-directory
 
 help: ## this list
@@ -28,7 +28,8 @@ help: ## this list
 	@echo 'Variables:'
 	@echo '  DAXDMEM_CACHE=DIR where the lab is kept (/var/cache/daxdmem)'
 	@echo '  KDIR=DIR          make module: build by this machine against the prepared kernel tree DIR'
-	@echo '  CASES="NAME …"    make vm-test: only these cases'
+	@echo '  KSRC=DIR          make in-tree: the top of a Linux source tree, 7.2 or later'
+	@echo '  CASES="NAME …"    make vm-test, make test-debug: only these cases'
 	@echo '  FUZZ_SECONDS=N    make fuzz-logic: for so long (60)'
 
 demo: programs module ## boot two guests on page-less memory and report what it costs
@@ -36,6 +37,9 @@ demo: programs module ## boot two guests on page-less memory and report what it 
 
 test: ## everything: checks, host tests, module build, VM cases
 	@tests/lab/run-tests
+
+test-debug: ## KUnit and the VM cases on a kernel with KASAN, lockdep, kmemleak
+	@tests/lab/run-tests debug $(CASES)
 
 # ---- the kernel module ------------------------------------------------------
 
@@ -62,6 +66,13 @@ module:
 	@echo 'built $(MO)/dax_dmem.ko'
 
 endif
+
+in-tree: ## put the driver's sources into the kernel tree KSRC
+	@tests/lab/in-tree '$(KSRC)'
+
+# Incremental: builds what has changed here since the last time.
+debug-kernel: lab ## build the debug kernel, with the driver in it
+	@$(SANDBOX) tests/lab/debug-kernel
 
 # ---- programs ---------------------------------------------------------------
 
@@ -105,6 +116,6 @@ fuzz-logic: lab ## coverage-guided fuzzing of the pure logic
 	@$(SANDBOX) mm/dmem/fuzz/run $(FUZZ_SECONDS)
 
 clean: ## drop this checkout's build output; the lab stays
-	@$(SANDBOX) sh -c 'rm -rf $(LAB)/module/* $(LAB)/module/.[!.]* $(LAB)/target/* $(LAB)/run/*'
+	@$(SANDBOX) sh -c 'rm -rf $(LAB)/module/* $(LAB)/module/.[!.]* $(LAB)/debug/* $(LAB)/target/* $(LAB)/run/*'
 
 endif

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use crate::case::{Failure, Named, Outcome};
+use crate::cmdline::patient;
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +26,7 @@ pub struct Link {
 impl Link {
     fn new(stream: UnixStream) -> Outcome<Self> {
         // A peer that hangs must fail the case with a name, not run it into its time limit.
-        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        stream.set_read_timeout(Some(patient(Duration::from_secs(60))))?;
         Ok(Link {
             reader: BufReader::new(stream.try_clone()?),
             writer: stream,

@@ -6,6 +6,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::case::{Failure, Named, Outcome};
+use crate::cmdline::patient;
 
 /// A program to run.
 pub struct Command {
@@ -98,7 +99,8 @@ impl Command {
     }
 
     fn wait(&self, child: &mut Child) -> Outcome<Option<i32>> {
-        let deadline = Instant::now() + self.limit;
+        let limit = patient(self.limit);
+        let deadline = Instant::now() + limit;
         loop {
             if let Some(status) = child.try_wait()? {
                 return Ok(status.code());
@@ -109,7 +111,7 @@ impl Command {
                 let words = self.words.join(" ");
                 return Err(Failure::Fail(format!(
                     "'{words}' did not end in {} s",
-                    self.limit.as_secs()
+                    limit.as_secs()
                 )));
             }
             std::thread::sleep(Duration::from_millis(5));

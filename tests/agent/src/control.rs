@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::case::{Failure, Outcome};
+use crate::cmdline::patient;
 
 /// The name the runner gives the port.
 const NAME: &str = "dmem.control";
@@ -27,7 +28,7 @@ pub struct Control {
 impl Control {
     /// Opens the port, which appears a little after the kernel has started init.
     pub fn open() -> io::Result<Self> {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + patient(Duration::from_secs(10));
         loop {
             match find() {
                 Some(path) => {

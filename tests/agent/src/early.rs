@@ -3,7 +3,8 @@
 //!
 //! The initramfs holds this program, the few modules the root needs (`/modules/NN-name`, loaded in name
 //! order) and the payload under test (`/payload`). The root is a read-only squashfs on a virtio disk with a
-//! tmpfs over it, so that cases may write anywhere and leave nothing behind.
+//! tmpfs over it, so that cases may write anywhere and leave nothing behind. A second squashfs, if the command
+//! line names one (`dmem.overlay=`), lies between them: the modules of a kernel that the root knows nothing of.
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -11,7 +12,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use crate::{module, mount, payload, supervisor};
+use crate::{cmdline, module, mount, payload, supervisor};
 
 const DISK: &str = "/dev/vda";
 const ROOT: &str = "/new/root";
@@ -45,8 +46,14 @@ fn start() -> io::Result<std::convert::Infallible> {
     mount::mount("rw", "/new/rw", "tmpfs", 0, "mode=755")?;
     std::fs::create_dir_all("/new/rw/upper")?;
     std::fs::create_dir_all("/new/rw/work")?;
-    let layers = "lowerdir=/new/lower,upperdir=/new/rw/upper,workdir=/new/rw/work";
-    mount::mount("root", ROOT, "overlay", 0, layers)?;
+    let mut lower = "/new/lower".to_owned();
+    if let Some(disk) = cmdline::value("dmem.overlay") {
+        wait_for(&disk)?;
+        mount::mount(&disk, "/new/over", "squashfs", libc::MS_RDONLY, "")?;
+        lower = format!("/new/over:{lower}");
+    }
+    let layers = format!("lowerdir={lower},upperdir=/new/rw/upper,workdir=/new/rw/work");
+    mount::mount("root", ROOT, "overlay", 0, &layers)?;
     for name in ["dev", "proc", "sys", "run", "tmp"] {
         std::fs::create_dir_all(format!("{ROOT}/{name}"))?;
     }
@@ -63,7 +70,7 @@ fn start() -> io::Result<std::convert::Infallible> {
 }
 
 fn wait_for(path: &str) -> io::Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + cmdline::patient(Duration::from_secs(20));
     while !Path::new(path).exists() {
         if Instant::now() > deadline {
             return Err(io::Error::other(format!("{path} did not appear")));

@@ -36,6 +36,13 @@ pub const COMPLAINTS: &[&str] = &[
     "Kernel panic",
     "unreferenced object",
     "leaked",
+    "suspected memory leaks",
+    "kernel BUG at",
+    "ODEBUG:",
+    "INFO: trying to register non-static key",
+    "INFO: lockdep is turned off",
+    "turning off the locking correctness validator",
+    "DEBUG_LOCKS_WARN_ON",
     "rust_kernel: panicked",
     "panicked at",
 ];

@@ -152,7 +152,7 @@ fn forward(reader: impl Read, control: &mut Control) -> std::io::Result<()> {
 
 /// Kills what a case left running, so that it cannot disturb the next one.
 fn kill_strays() -> std::io::Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + cmdline::patient(Duration::from_secs(5));
     loop {
         // SAFETY: plain system calls. As PID 1, -1 means every other process.
         let left = unsafe {

@@ -9,6 +9,7 @@ use std::sync::mpsc::{channel, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use crate::case::{Failure, Named, Outcome};
+use crate::cmdline::patient;
 use crate::device::Device;
 use crate::payload::GUEST_INITRAMFS;
 use crate::region::MIB;
@@ -136,6 +137,7 @@ impl Guest {
 
     /// Waits until the guest's console shows a line with this text; that line from the text on.
     pub fn wait_for(&mut self, text: &str, limit: Duration) -> Outcome<String> {
+        let limit = patient(limit);
         let deadline = Instant::now() + limit;
         loop {
             match self
@@ -172,6 +174,7 @@ impl Guest {
     /// Waits for QEMU's end: its exit code, or the signal that killed it as a negative number.
     pub fn wait_end(&mut self, limit: Duration) -> Outcome<i32> {
         use std::os::unix::process::ExitStatusExt;
+        let limit = patient(limit);
         let deadline = Instant::now() + limit;
         while Instant::now() < deadline {
             if let Some(status) = self.qemu.try_wait()? {

@@ -10,11 +10,43 @@ use crate::memory_file::MemoryFile;
 /// Anything that keeps the runner from doing its work; the text names the object and what to do.
 pub type Result<T> = std::result::Result<T, String>;
 
+/// Which kernel the VMs boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kernel {
+    /// Debian's own, with the driver built beside it.
+    Stock,
+    /// The lab's, with KASAN, lockdep and the like, the patches of mm/patches, and the driver in it.
+    Debug,
+}
+
+impl Kernel {
+    /// How many times longer everything takes, at worst, than with the stock kernel.
+    pub fn slowness(self) -> u32 {
+        match self {
+            Kernel::Stock => 1,
+            // KASAN, lockdep and the checks of page tables, all of it emulated.
+            Kernel::Debug => 5,
+        }
+    }
+
+    /// MiB of host memory a VM touches beyond its machine's cost: shadow memory and quarantine of KASAN.
+    pub fn cost(self) -> u64 {
+        match self {
+            Kernel::Stock => 0,
+            Kernel::Debug => 1024,
+        }
+    }
+}
+
 /// Paths of everything, found once.
 #[derive(Debug)]
 pub struct Lab {
+    /// Which kernel this is about.
+    pub choice: Kernel,
     /// Root file system of the VMs.
     pub image: PathBuf,
+    /// A file system to lay over the root: modules that the root does not have.
+    pub overlay: Option<PathBuf>,
     /// Kernel of the VMs.
     pub kernel: PathBuf,
     /// The static agent.
@@ -30,29 +62,55 @@ const ROOT_MODULES: &[&str] = &["virtio_blk", "squashfs", "overlay"];
 
 impl Lab {
     /// Finds the lab in `directory`, with build output below `target`; `extra` files go into the VMs, too.
-    pub fn find(directory: &Path, target: &Path, extra: &[PathBuf]) -> Result<Lab> {
-        let release = read(&directory.join("release"))?;
-        let modules = Path::new("/usr/lib/modules").join(release.trim());
-        let kernel = modules.join("vmlinuz");
+    pub fn find(directory: &Path, target: &Path, choice: Kernel, extra: &[PathBuf]) -> Result<Lab> {
+        let built = directory.join("debug/kernel");
+        let (home, kernel_made_by) = match choice {
+            Kernel::Stock => (directory, "lab"),
+            Kernel::Debug => (&*built, "debug-kernel"),
+        };
+        let release = home.join("release");
+        let release = fs::read_to_string(&release).map_err(|error| {
+            format!(
+                "{}: {error}; run 'make {kernel_made_by}'",
+                release.display()
+            )
+        })?;
+        let below_root = Path::new("usr/lib/modules").join(release.trim());
+        let (modules, kernel, overlay, driver) = match choice {
+            Kernel::Stock => {
+                let modules = Path::new("/").join(below_root);
+                let kernel = modules.join("vmlinuz");
+                (modules, kernel, None, directory.join("module/dax_dmem.ko"))
+            }
+            Kernel::Debug => (
+                home.join("root").join(below_root),
+                home.join("vmlinuz"),
+                Some(home.join("modules.squashfs")),
+                home.join("dax_dmem.ko"),
+            ),
+        };
         let image = directory.join("image/vmroot.squashfs");
         let agent = target.join("x86_64-unknown-linux-gnu/release/dmem-agent");
-        for (path, made_by) in [(&kernel, "lab"), (&image, "lab"), (&agent, "agent")] {
+        for (path, made_by) in [
+            (&kernel, kernel_made_by),
+            (&image, "lab"),
+            (&agent, "agent"),
+        ] {
             if !path.exists() {
                 return Err(format!("{}: missing; run 'make {made_by}'", path.display()));
             }
         }
         // Optional: cases that need them say so.
-        let payload = [
-            directory.join("module/dax_dmem.ko"),
-            target.join("release/daxdmem"),
-        ];
+        let payload = [driver, target.join("release/daxdmem")];
         let payload = payload
             .into_iter()
             .filter(|path| path.exists())
             .chain(extra.iter().cloned())
             .collect();
         Ok(Lab {
+            choice,
             image,
+            overlay,
             kernel,
             agent,
             run: directory.join("run"),
@@ -94,9 +152,13 @@ impl Lab {
     /// The root's modules and what they depend on, in loading order.
     fn root_modules(&self) -> Result<Vec<PathBuf>> {
         let index = read(&self.modules.join("modules.dep"))?;
+        let builtin = read(&self.modules.join("modules.builtin"))?;
         let mut order = Vec::new();
         for name in ROOT_MODULES {
             let file = format!("/{name}.ko");
+            if builtin.lines().any(|path| path.ends_with(&file)) {
+                continue;
+            }
             let line = index.lines().find(|line| {
                 let path = line.split(':').next().unwrap_or("");
                 path.contains(&file)

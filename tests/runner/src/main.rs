@@ -24,10 +24,15 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use lab::{Lab, Result};
-use report::{Report, Style};
+use lab::{Kernel, Lab, Result};
+use report::{Report, Style, Verdict};
 use session::Context;
-use skips::ExpectedSkips;
+use skips::{ExpectedSkips, NotTried};
+
+/// The case that runs last in every VM with the debug kernel.
+const CLOSING: &str = "debug-clean";
+/// The other case that only the debug kernel can run.
+const KUNIT: &str = "debug-kunit";
 
 /// Boots daxdmem's test VMs, runs cases in them and reports in KTAP.
 #[derive(Parser)]
@@ -46,6 +51,12 @@ struct Arguments {
     /// The list of cases that may skip.
     #[arg(long, default_value = "/src/tests/expected-skips")]
     expected_skips: PathBuf,
+    /// The list of cases that are not tried with the debug kernel, unless they are named.
+    #[arg(long, default_value = "/src/tests/expected-skips-debug")]
+    not_tried: PathBuf,
+    /// Which kernel the VMs boot.
+    #[arg(long, global = true, env = "DAXDMEM_KERNEL", default_value = "stock")]
+    kernel: Kernel,
     /// Multiplies all time limits, for slow machines.
     #[arg(long, env = "DAXDMEM_PATIENCE", default_value_t = 1)]
     patience: u32,
@@ -91,7 +102,8 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<bool> {
-    let lab = Lab::find(&arguments.lab, &arguments.target, &arguments.add)?;
+    let kernel = arguments.kernel;
+    let lab = Lab::find(&arguments.lab, &arguments.target, kernel, &arguments.add)?;
     let all = catalog::read(&lab.agent)?;
     if let Command::Run { list: true, .. } = arguments.command {
         for case in all.iter().filter(|case| !case.hidden) {
@@ -105,13 +117,38 @@ fn run(arguments: &Arguments) -> Result<bool> {
         lab: &lab,
         initramfs: &initramfs,
         report,
-        patience: arguments.patience,
+        patience: arguments.patience * kernel.slowness(),
+        closing: None,
     };
     match &arguments.command {
         Command::Run { cases, .. } => {
-            let chosen = catalog::select(all, cases)?;
-            let report = Report::new(Style::Ktap, skips, chosen.len());
-            schedule::run(&context(&report), chosen);
+            let mut chosen = catalog::select(all.clone(), cases)?;
+            let mut closing = None;
+            let mut not_tried = NotTried::default();
+            if kernel == Kernel::Debug {
+                closing = catalog::select(all.clone(), &[CLOSING.to_owned()])?.pop();
+                if cases.is_empty() {
+                    chosen.extend(catalog::select(all.clone(), &[KUNIT.to_owned()])?);
+                    not_tried = NotTried::read(&arguments.not_tried)?;
+                    // A name that is no case's any more would hide nothing, and nobody would notice.
+                    let names: Vec<String> = not_tried.names().map(str::to_owned).collect();
+                    catalog::select(all, &names)?;
+                }
+            }
+            let name = closing.as_ref().map(|case| case.name.clone());
+            let report = Report::gathering(Style::Ktap, skips, chosen.len(), name);
+            chosen.retain(|case| match not_tried.reason(&case.name) {
+                None => true,
+                Some(reason) => {
+                    report.count(&case.name, Verdict::Skip(reason.to_owned()), 0.0);
+                    false
+                }
+            });
+            let context = Context {
+                closing: closing.as_ref(),
+                ..context(&report)
+            };
+            schedule::run(&context, chosen);
             Ok(report.finish())
         }
         Command::Selftest => {

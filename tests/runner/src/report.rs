@@ -31,19 +31,37 @@ pub enum Style {
 pub struct Report {
     style: Style,
     skips: ExpectedSkips,
+    /// A case that runs in many VMs and has one verdict over all of them, at the end.
+    gathers: Option<String>,
+    gathered: Mutex<Vec<Verdict>>,
     results: Mutex<Vec<(String, Verdict)>>,
 }
 
 impl Report {
     /// A report over `count` cases.
     pub fn new(style: Style, skips: ExpectedSkips, count: usize) -> Report {
+        Report::gathering(style, skips, count, None)
+    }
+
+    /// The same, with one verdict more at the end: that of all runs of this case together.
+    pub fn gathering(
+        style: Style,
+        skips: ExpectedSkips,
+        count: usize,
+        gathers: Option<String>,
+    ) -> Report {
         if style == Style::Ktap {
-            println!("KTAP version 1\n1..{count}");
+            println!(
+                "KTAP version 1\n1..{}",
+                count + usize::from(gathers.is_some())
+            );
         }
         Report {
             style,
             skips,
-            results: Mutex::new(Vec::new()),
+            gathers,
+            gathered: Mutex::default(),
+            results: Mutex::default(),
         }
     }
 
@@ -64,6 +82,17 @@ impl Report {
             )),
             other => other,
         };
+        if self.gathers.as_deref() == Some(name) {
+            let mut gathered = self.gathered.lock().unwrap_or_else(PoisonError::into_inner);
+            gathered.push(verdict.clone());
+            return verdict;
+        }
+        self.count(name, verdict.clone(), seconds);
+        verdict
+    }
+
+    /// A verdict that counts as it is.
+    pub fn count(&self, name: &str, verdict: Verdict, seconds: f64) {
         let mut results = self.lock();
         results.push((name.to_owned(), verdict.clone()));
         let number = results.len();
@@ -81,7 +110,24 @@ impl Report {
                 println!("failed: {reason}")
             }
         }
-        verdict
+    }
+
+    /// The verdict over all runs of the gathered case. None at all is a failure: nothing was looked at.
+    fn conclude(&self, name: &str) {
+        let verdicts = self.gathered.lock().unwrap_or_else(PoisonError::into_inner);
+        let failures = verdicts.iter().filter_map(|verdict| match verdict {
+            Verdict::Fail(reason) => Some(reason),
+            _ => None,
+        });
+        let all = verdicts.len();
+        let bad = failures.clone().count();
+        let verdict = match failures.last() {
+            _ if all == 0 => Verdict::Fail("no VM came to its end in order".to_owned()),
+            None => Verdict::Pass,
+            Some(reason) => Verdict::Fail(format!("{bad} of {all} VMs: {reason}")),
+        };
+        self.diagnostic(name, &format!("ran last in {all} VMs"));
+        self.count(name, verdict, 0.0);
     }
 
     /// Verdicts so far, in the order they came.
@@ -91,6 +137,9 @@ impl Report {
 
     /// The last line, and whether all is well.
     pub fn finish(&self) -> bool {
+        if let Some(name) = &self.gathers {
+            self.conclude(name);
+        }
         let results = self.lock();
         let count = |kind: fn(&Verdict) -> bool| {
             results.iter().filter(|(_, verdict)| kind(verdict)).count()
@@ -107,5 +156,29 @@ impl Report {
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(String, Verdict)>> {
         // A thread that panicked while printing leaves the list whole.
         self.results.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gathered(verdicts: &[Verdict]) -> (usize, bool) {
+        let gathers = Some("last".to_owned());
+        let report = Report::gathering(Style::Quiet, ExpectedSkips::default(), 1, gathers);
+        report.verdict("case", Verdict::Pass, 0.0);
+        for verdict in verdicts {
+            report.verdict("last", verdict.clone(), 0.0);
+        }
+        let good = report.finish();
+        (report.results().len(), good)
+    }
+
+    #[test]
+    fn a_gathered_case_counts_once_and_fails_when_any_run_failed_or_none_was() {
+        let bad = Verdict::Fail("a leak".to_owned());
+        assert_eq!(gathered(&[Verdict::Pass, Verdict::Pass]), (2, true));
+        assert_eq!(gathered(&[Verdict::Pass, bad, Verdict::Pass]), (2, false));
+        assert_eq!(gathered(&[]), (2, false));
     }
 }

@@ -40,20 +40,22 @@ impl Queue {
 struct State {
     queues: Vec<Queue>,
     memory: u64,
+    /// MiB a VM takes beyond its machine's cost.
+    extra: u64,
 }
 
 impl State {
     /// Takes the machine with the most work that fits into the memory left.
     fn choose(&mut self) -> Option<&'static Machine> {
-        let memory = self.memory;
-        let fits = |queue: &&mut Queue| queue.wants_vm() && queue.machine.cost <= memory;
+        let (memory, extra) = (self.memory, self.extra);
+        let fits = |queue: &&mut Queue| queue.wants_vm() && queue.machine.cost + extra <= memory;
         let queue = self
             .queues
             .iter_mut()
             .filter(fits)
             .max_by_key(|queue| queue.work())?;
         queue.vms += 1;
-        self.memory -= queue.machine.cost;
+        self.memory -= queue.machine.cost + extra;
         Some(queue.machine)
     }
 }
@@ -67,10 +69,15 @@ struct Schedule {
 pub fn run(context: &Context<'_>, cases: Vec<Case>) {
     let queues = queues(cases);
     // One VM at a time is the least that has to fit; a machine too small even for that can only try.
-    let least = queues.iter().map(|queue| queue.machine.cost).max();
+    let extra = context.lab.choice.cost();
+    let least = queues.iter().map(|queue| queue.machine.cost + extra).max();
     let memory = MEMORY.min(available()).max(least.unwrap_or(0));
     let schedule = Schedule {
-        state: Mutex::new(State { queues, memory }),
+        state: Mutex::new(State {
+            queues,
+            memory,
+            extra,
+        }),
         changed: Condvar::new(),
     };
     std::thread::scope(|scope| {
@@ -145,7 +152,7 @@ impl Schedule {
 
     fn give_back(&self, machine: &Machine) {
         let mut state = self.lock();
-        state.memory += machine.cost;
+        state.memory += machine.cost + state.extra;
         if let Some(queue) = state
             .queues
             .iter_mut()
@@ -200,6 +207,7 @@ mod tests {
         let mut state = State {
             queues: queues(cases),
             memory,
+            extra: 0,
         };
         std::iter::from_fn(|| state.choose().map(|machine| machine.name)).collect()
     }

@@ -31,6 +31,8 @@ pub struct Context<'a> {
     pub report: &'a Report,
     /// Multiplies all time limits.
     pub patience: u32,
+    /// Run last in every VM that came to its end in order.
+    pub closing: Option<&'a Case>,
 }
 
 /// The running case.
@@ -62,7 +64,7 @@ pub fn run(
     mut next: impl FnMut(bool) -> Option<Case>,
 ) -> Result<()> {
     let begin = Instant::now();
-    let mut vm = Vm::boot(context.lab, machine, context.initramfs)?;
+    let mut vm = Vm::boot(context.lab, machine, context.initramfs, context.patience)?;
     let mut session = Session {
         context,
         machine,
@@ -71,6 +73,7 @@ pub fn run(
         running: None,
         used: false,
         spoilt: false,
+        closing: None,
         boot_deadline: Some(begin + BOOT_LIMIT * context.patience),
     };
     let end = session.serve(&mut vm, &mut next);
@@ -116,6 +119,8 @@ struct Session<'a> {
     used: bool,
     /// A case failed here, or wanted the VM for itself: nothing else runs in it.
     spoilt: bool,
+    /// Still to be run; none in a VM that has run no case yet or in which one failed.
+    closing: Option<Case>,
     boot_deadline: Option<Instant>,
 }
 
@@ -201,9 +206,12 @@ impl Session<'_> {
             return Some(End::Broken("the agent gave no verdict".to_owned()));
         }
         let case = if self.spoilt { None } else { next(self.used) };
-        let Some(case) = case else {
+        let Some(case) = case.or_else(|| self.closing.take()) else {
             return Some(End::Done);
         };
+        if !self.used {
+            self.closing = self.context.closing.cloned();
+        }
         if let Err(error) = vm.reply(&case.name) {
             return Some(End::Broken(format!("the agent cannot be reached: {error}")));
         }
@@ -232,7 +240,10 @@ impl Session<'_> {
                     .context
                     .report
                     .verdict(&running.case.name, verdict, seconds);
-                self.spoilt |= matches!(counted, Verdict::Fail(_));
+                if matches!(counted, Verdict::Fail(_)) {
+                    self.spoilt = true;
+                    self.closing = None;
+                }
             }
         }
     }
@@ -277,6 +288,7 @@ impl Session<'_> {
 
     fn fail(&mut self, running: &Running, reason: String) {
         self.spoilt = true;
+        self.closing = None;
         let name = &running.case.name;
         let report = self.context.report;
         let directory = self.context.lab.run.join(name);

@@ -35,10 +35,12 @@ pub struct Vm {
 
 impl Vm {
     /// Boots the machine with this initramfs.
-    pub fn boot(lab: &Lab, machine: &Machine, initramfs: &MemoryFile) -> Result<Vm> {
+    ///
+    /// Time limits inside it are multiplied by `patience`.
+    pub fn boot(lab: &Lab, machine: &Machine, initramfs: &MemoryFile, patience: u32) -> Result<Vm> {
         let (control, control_far) = UnixStream::pair().map_err(text)?;
         let (monitor, monitor_far) = UnixStream::pair().map_err(text)?;
-        let mut command = command(lab, machine, initramfs, "");
+        let mut command = command(lab, machine, initramfs, patience, "");
         for (id, stream) in [("control", &control_far), ("monitor", &monitor_far)] {
             command.args([
                 "-chardev",
@@ -142,7 +144,7 @@ impl Drop for Vm {
 
 /// Runs a VM in the foreground with its console and QEMU's monitor on the terminal.
 pub fn run_interactive(lab: &Lab, machine: &Machine, initramfs: &MemoryFile) -> Result<()> {
-    let mut command = command(lab, machine, initramfs, " dmem.mode=shell quiet");
+    let mut command = command(lab, machine, initramfs, 1, " dmem.mode=shell quiet");
     command.args(["-serial", "mon:stdio"]);
     let descriptors = [initramfs.as_raw_fd()];
     // SAFETY: only async-signal-safe calls between fork and exec.
@@ -160,7 +162,13 @@ pub fn run_interactive(lab: &Lab, machine: &Machine, initramfs: &MemoryFile) -> 
     }
 }
 
-fn command(lab: &Lab, machine: &Machine, initramfs: &MemoryFile, parameters: &str) -> Command {
+fn command(
+    lab: &Lab,
+    machine: &Machine,
+    initramfs: &MemoryFile,
+    patience: u32,
+    parameters: &str,
+) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
     command.args([
         "-name",
@@ -177,15 +185,27 @@ fn command(lab: &Lab, machine: &Machine, initramfs: &MemoryFile, parameters: &st
         .arg(&lab.kernel)
         .arg("-initrd")
         .arg(initramfs.path_in_child());
-    command.args([
-        "-append",
-        &format!("{} dmem.role=init{parameters}", machine.command_line()),
-    ]);
-    let image = format!(
-        "file={},format=raw,if=none,id=root,readonly=on",
-        lab.image.display()
+    let mut line = format!(
+        "{} dmem.role=init dmem.patience={patience}{parameters}",
+        machine.command_line()
     );
-    command.args(["-drive", &image, "-device", "virtio-blk-pci,drive=root"]);
+    // Disks get their letters in this order.
+    let disks = [
+        Some(("root", &lab.image)),
+        lab.overlay.as_ref().map(|path| ("overlay", path)),
+    ];
+    for (id, path) in disks.into_iter().flatten() {
+        let drive = format!(
+            "file={},format=raw,if=none,id={id},readonly=on",
+            path.display()
+        );
+        let device = format!("virtio-blk-pci,drive={id}");
+        command.args(["-drive", &drive, "-device", &device]);
+    }
+    if lab.overlay.is_some() {
+        line.push_str(" dmem.overlay=/dev/vdb");
+    }
+    command.args(["-append", &line]);
     command
 }
 

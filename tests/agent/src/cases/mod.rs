@@ -5,6 +5,7 @@ mod boot;
 mod contents;
 mod cost;
 mod daxctl;
+mod debug_kernel;
 mod demo;
 mod guest;
 mod hostile;
@@ -44,6 +45,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         tool_refusals::CASES,
         tool_kills::CASES,
         tool_scrub::CASES,
+        debug_kernel::CASES,
         demo::CASES,
         lab::CASES,
     ]
