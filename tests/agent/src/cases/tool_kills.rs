@@ -257,7 +257,9 @@ fn survey() -> Outcome {
 fn destroy() -> Outcome {
     need()?;
     let region = Region::first()?;
-    for (others, size) in [(false, GIB), (true, GIB + GIB / 2)] {
+    // The first one keeps its node, which has to become root's again.
+    let given = format!("--scrub never --owner {STRANGER} --mode 0660");
+    for (others, size, words) in [(false, GIB, given.as_str()), (true, GIB + GIB / 2, "")] {
         // With another guest on device 0, the one to destroy has to be deleted too.
         if others {
             done("create vm0 --size 2M")?;
@@ -265,7 +267,7 @@ fn destroy() -> Outcome {
         let without = Host::look()?.without_history();
         let prepare = || {
             if link("vm1").symlink_metadata().is_err() {
-                done(&format!("create vm1 --size {size}"))?;
+                done(&format!("create vm1 --size {size} {words}"))?;
             }
             Ok(())
         };
@@ -277,6 +279,9 @@ fn destroy() -> Outcome {
                 !gone || end == "gone",
                 "the guest is there again after a later step"
             );
+            if end == "there" {
+                check_kept(&check_guest("vm1", size)?, words)?;
+            }
             gone = end == "gone";
             Ok(end)
         })?;
