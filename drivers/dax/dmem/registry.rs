@@ -230,12 +230,17 @@ pub(crate) fn forget_all() {
     BOOK.lock().custody.forget_all();
 }
 
-/// Sets the policy for the next bind of the device of that name.
+/// Sets the policy for the next bind of the device of that name. [`Policy::Release`] is what it has
+/// unless another was set: it takes that back.
 ///
 /// # Errors
 ///
 /// ENOSPC when too many devices have one and were never bound; ENOMEM.
 pub(crate) fn set_policy(name: CString, policy: Policy) -> Result {
+    if policy == Policy::Release {
+        let _ = take_policy(&name);
+        return Ok(());
+    }
     let mut book = BOOK.lock();
     if let Some(known) = book.policies.iter_mut().find(|(known, _)| **known == *name) {
         known.1 = policy;
