@@ -60,10 +60,12 @@ REFUSAL = $(shell drivers/dax/dmem/check-rustc.sh $(KDIR)/.config '$(RUSTC)' 2>&
 module:
 	$(if $(REFUSAL),$(error $(REFUSAL)))
 	@$(MAKE) -s -C $(KDIR) M=$(CURDIR) MO=$(MO) CC=$(KCC) RUSTC='$(RUSTC)' \
-		CONFIG_DEV_DAX_DMEM=m CONFIG_DEBUG_INFO_BTF_MODULES= modules
-	@cp $(MO)/drivers/dax/dmem/dax_dmem.ko $(MO)/dax_dmem.ko.new
-	@mv $(MO)/dax_dmem.ko.new $(MO)/dax_dmem.ko
-	@echo 'built $(MO)/dax_dmem.ko'
+		CONFIG_DEV_DAX_DMEM=m CONFIG_DEV_DAX_DMEM_GUARD=m CONFIG_DEBUG_INFO_BTF_MODULES= modules
+	@for ko in dmem/dax_dmem.ko dmem-guard/dax_dmem_guard.ko; do \
+		cp $(MO)/drivers/dax/$$ko $(MO)/$${ko##*/}.new && \
+		mv $(MO)/$${ko##*/}.new $(MO)/$${ko##*/} && \
+		echo "built $(MO)/$${ko##*/}" || exit; \
+	done
 
 endif
 

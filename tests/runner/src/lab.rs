@@ -101,7 +101,11 @@ impl Lab {
             }
         }
         // Optional: cases that need them say so.
-        let payload = [driver, target.join("release/daxdmem")];
+        let payload = [
+            driver.with_file_name("dax_dmem_guard.ko"),
+            driver,
+            target.join("release/daxdmem"),
+        ];
         let payload = payload
             .into_iter()
             .filter(|path| path.exists())
