@@ -58,6 +58,8 @@ pub struct Case {
     pub fresh: bool,
     /// Not part of a plain run: the lab's own checks and the demo, which are run by name.
     pub hidden: bool,
+    /// May leave a process that died inside the kernel with locks held and cannot be killed: `fresh` as well.
+    pub dies: bool,
     /// Texts in the kernel log that are no failure here although the gate looks for them.
     pub expects_log: &'static [&'static str],
     /// The case.
@@ -73,6 +75,7 @@ impl Case {
         limit: 20,
         fresh: false,
         hidden: false,
+        dies: false,
         expects_log: &[],
         run: || Ok(()),
     };

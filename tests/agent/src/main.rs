@@ -29,6 +29,7 @@ mod region;
 mod spinner;
 mod supervisor;
 mod sysfs;
+mod vfio;
 mod vmm;
 
 use std::process::ExitCode;

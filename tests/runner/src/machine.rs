@@ -83,6 +83,24 @@ pub const MACHINES: &[Machine] = &[
         ],
         ..STD
     },
+    // A PCI device with a BAR that VFIO maps by 1 GiB leaves. TCG's IOMMU does not remap interrupts.
+    Machine {
+        name: "vfio",
+        parameters: "intel_iommu=on vfio_iommu_type1.allow_unsafe_interrupts=1",
+        qemu: &[
+            "-accel",
+            "tcg,thread=multi",
+            "-machine",
+            "q35",
+            "-device",
+            "intel-iommu,intremap=off",
+            "-device",
+            "ivshmem-plain,memdev=bar",
+            "-object",
+            "memory-backend-ram,id=bar,size=2G,share=on,reserve=off",
+        ],
+        ..STD
+    },
     // Room for two second-level guests of 2 GiB on devices, and for their QEMUs.
     Machine {
         name: "nested",

@@ -8,6 +8,7 @@ mod daxctl;
 mod debug_kernel;
 mod demo;
 mod guest;
+mod holes;
 mod hostile;
 mod lab;
 mod leaves;
@@ -35,6 +36,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         leaves::CASES,
         contents::CASES,
         hostile::CASES,
+        holes::CASES,
         lifecycle::CASES,
         daxctl::CASES,
         cost::CASES,
