@@ -19,7 +19,7 @@ PROGRAMS := tool agent runner
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-debug module in-tree debug-kernel $(PROGRAMS) programs lab lab-update \
-	lab-shell lint host-test vm-test vm-list fuzz-logic clean
+	lab-shell lint host-test vm-test vm-list fuzz fuzz-planted fuzz-logic clean
 MAKEFLAGS += --no-print-directory
 
 help: ## this list
@@ -31,6 +31,8 @@ help: ## this list
 	@echo '  KSRC=DIR          make in-tree: the top of a Linux source tree, 7.2 or later'
 	@echo '  CASES="NAME …"    make vm-test, make test-debug: only these cases'
 	@echo '  FUZZ_SECONDS=N    make fuzz-logic: for so long (60)'
+	@echo '  SEED= SEEDS= OPS= make fuzz: first seed (any), how many (10), operations of each (20000);'
+	@echo '                    KEEP=, HOLES=1, TRACE=1, KERNEL=debug: see Documentation/fuzzing.md'
 
 demo: programs module ## boot two guests on page-less memory and report what it costs
 	@$(RUNNER) demo
@@ -113,6 +115,13 @@ vm-test: ## VM cases
 
 vm-list: programs ## names of the VM cases and what each shows
 	@$(RUNNER) run --list
+
+fuzz: programs module ## random operations in VMs against a model
+	@$(SANDBOX) tests/fuzz/run seed=$(SEED) seeds=$(SEEDS) ops=$(OPS) keep=$(KEEP) \
+		holes=$(HOLES) trace=$(TRACE) kernel=$(KERNEL)
+
+fuzz-planted: programs module ## whether that finds the bugs of tests/fuzz/planted
+	@$(SANDBOX) tests/fuzz/run-planted $(CASES)
 
 fuzz-logic: lab ## coverage-guided fuzzing of the pure logic
 	@$(SANDBOX) mm/dmem/fuzz/run $(FUZZ_SECONDS)

@@ -126,7 +126,7 @@ impl Device {
     /// Binds by `new_id`, with the scrub policy that was chosen, or the default.
     ///
     /// `new_id` itself reports success when the probe fails, so `bind` is asked next: it gives the probe's error.
-    fn attach(&self, driver: &str) -> io::Result<()> {
+    pub fn attach(&self, driver: &str) -> io::Result<()> {
         sysfs::try_write(driver_attribute(driver, "new_id"), &self.name)?;
         if self.driver().as_deref() == Some(driver) {
             return Ok(());

@@ -13,6 +13,7 @@ mod command;
 mod control;
 mod device;
 mod early;
+mod fuzz;
 mod guest;
 mod kernel_log;
 mod kvm;

@@ -121,6 +121,13 @@ pub const MACHINES: &[Machine] = &[
         cost: 3 * GIB,
         ..STD
     },
+    // For thousands of binds and unbinds in one case: their lines in the kernel log all have to be kept, and looked at.
+    Machine {
+        name: "fuzz",
+        parameters: "log_buf_len=8M",
+        cost: 3 * GIB,
+        ..STD
+    },
     // A persistent-memory namespace for ndctl.
     Machine {
         name: "pmem",

@@ -7,6 +7,7 @@ mod cost;
 mod daxctl;
 mod debug_kernel;
 mod demo;
+mod fuzz;
 mod guest;
 mod holes;
 mod hostile;
@@ -43,6 +44,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         nested::CASES,
         guest::CASES,
         pmem::CASES,
+        fuzz::CASES,
         tool_verbs::CASES,
         tool_refusals::CASES,
         tool_kills::CASES,

@@ -1,0 +1,1074 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The model: what every operation has to show, and what is true afterwards.
+//!
+//! Pure: it runs before the operation does, and on the host as well. Nothing in it is copied from the driver; it
+//! follows from the documentation and from what the kernel does to any memory without struct page.
+
+use std::collections::BTreeMap;
+
+use super::memory::{Cell, Memory};
+use super::op::{
+    self, Expected, Look, Op, Place, Policy, Prot, Seen, Span, Touch, Want, BLOCK, DEVICES, FILES,
+    GIANT, PAGE, PROCESSES, SLOTS,
+};
+use super::space::{Flags, Remap, Space, Vma};
+
+const BUS_ADRERR: i32 = 2;
+const SEGV_MAPERR: i32 = 1;
+const SEGV_ACCERR: i32 = 2;
+
+/// A device that exists.
+#[derive(Debug, Clone)]
+pub struct Device {
+    /// (First block of the window, blocks), in order of device offset.
+    pub parts: Vec<(u64, u64)>,
+    /// Index of the live binding.
+    pub binding: Option<usize>,
+}
+
+/// One binding of a device, from bind until nobody can reach the memory any more.
+#[derive(Debug, Clone)]
+pub struct Binding {
+    /// The device's ranges at that time.
+    pub parts: Vec<(u64, u64)>,
+    /// What is done at its end.
+    policy: Policy,
+    /// Opened at least once, so that it was scrubbed to the end before.
+    opened: bool,
+    /// Not unbound yet.
+    pub live: bool,
+    /// Unbound, and the last user is gone.
+    over: bool,
+}
+
+/// An open file description.
+#[derive(Debug, Clone, Copy)]
+pub struct File {
+    /// Index of the binding it was opened on.
+    pub binding: usize,
+    /// Opened for writing.
+    pub writable: bool,
+}
+
+/// A process.
+#[derive(Debug, Clone, Default)]
+pub struct Process {
+    /// Open files by descriptor.
+    pub files: [Option<usize>; FILES],
+    /// VMAs.
+    pub space: Space,
+}
+
+/// The model of everything.
+#[derive(Debug, Clone)]
+pub struct Model {
+    /// Calls that the stock kernel cannot stand are made, too.
+    pub holes: bool,
+    /// By number.
+    pub processes: [Option<Process>; PROCESSES],
+    /// By number.
+    pub devices: [Option<Device>; DEVICES],
+    /// All bindings there ever were.
+    pub bindings: Vec<Binding>,
+    /// All files that were ever opened.
+    pub files: Vec<File>,
+    /// The bytes.
+    pub memory: Memory,
+}
+
+/// Where a device offset lies: physical page counted from the window's start.
+pub fn physical(parts: &[(u64, u64)], offset: u64) -> Option<u64> {
+    let mut first = 0;
+    for (block, blocks) in parts {
+        let pages = blocks * BLOCK;
+        if offset < first + pages {
+            return Some(block * BLOCK + (offset - first));
+        }
+        first += pages;
+    }
+    None
+}
+
+/// Pages of a device.
+pub fn pages(parts: &[(u64, u64)]) -> u64 {
+    parts.iter().map(|(_, blocks)| blocks * BLOCK).sum()
+}
+
+/// The blocks of a device, by device offset, whose words are written and checked: all of a small one, a few of a
+/// large one, as the host has to have what is touched.
+pub fn hot_blocks(parts: &[(u64, u64)]) -> Vec<u64> {
+    let blocks = pages(parts) / BLOCK;
+    if blocks <= 64 {
+        return (0..blocks).collect();
+    }
+    let half = blocks / 2;
+    vec![0, 1, half - 1, half, half + 1, blocks - 2, blocks - 1]
+}
+
+fn share_blocks(a: &[(u64, u64)], b: &[(u64, u64)]) -> bool {
+    a.iter()
+        .any(|(x, n)| b.iter().any(|(y, m)| x < &(y + m) && y < &(x + n)))
+}
+
+/// What an access finds.
+enum Access {
+    Word(Cell),
+    Fault(i32, i32),
+}
+
+impl Model {
+    /// One process, no device, nothing known of the memory.
+    pub fn new(holes: bool) -> Self {
+        let mut processes = [const { None }; PROCESSES];
+        processes[0] = Some(Process::default());
+        Model {
+            holes,
+            processes,
+            devices: [const { None }; DEVICES],
+            bindings: Vec::new(),
+            files: Vec::new(),
+            memory: Memory::default(),
+        }
+    }
+
+    /// A process that is there.
+    pub fn process(&self, who: usize) -> Option<&Process> {
+        self.processes.get(who)?.as_ref()
+    }
+
+    fn space(&mut self, who: usize) -> Option<&mut Space> {
+        Some(&mut self.processes.get_mut(who)?.as_mut()?.space)
+    }
+
+    /// The device's binding, if it is bound.
+    pub fn bound(&self, device: usize) -> Option<&Binding> {
+        let device = self.devices.get(device)?.as_ref()?;
+        self.bindings.get(device.binding?)
+    }
+
+    /// The binding behind a file.
+    pub fn binding_of(&self, file: usize) -> Option<&Binding> {
+        self.bindings.get(self.files.get(file)?.binding)
+    }
+
+    /// Bindings that are over but for their users.
+    fn is_quarantined(&self, parts: &[(u64, u64)]) -> bool {
+        self.bindings
+            .iter()
+            .any(|binding| !binding.live && !binding.over && share_blocks(&binding.parts, parts))
+    }
+
+    fn access(&self, who: usize, page: u64, write: bool) -> Option<Access> {
+        let Some(vma) = self.process(who)?.space.find(page) else {
+            return Some(Access::Fault(libc::SIGSEGV, SEGV_MAPERR));
+        };
+        let allowed = if write {
+            vma.prot.write
+        } else {
+            vma.prot.can_read()
+        };
+        if !allowed {
+            return Some(Access::Fault(libc::SIGSEGV, SEGV_ACCERR));
+        }
+        let binding = self.binding_of(vma.file)?;
+        if !binding.live {
+            return Some(Access::Fault(libc::SIGBUS, BUS_ADRERR));
+        }
+        let page = physical(&binding.parts, vma.offset_of(page))?;
+        Some(Access::Word(Cell { page, slot: 0 }))
+    }
+
+    /// The physical word a touch would reach.
+    pub fn cell(&self, who: usize, touch: Touch) -> Option<Cell> {
+        match self.access(who, touch.page, touch.write.is_some())? {
+            Access::Word(cell) => Some(Cell {
+                slot: touch.slot,
+                ..cell
+            }),
+            Access::Fault(..) => None,
+        }
+    }
+
+    fn known(&self, cell: Cell) -> Want {
+        match self.memory.word(cell) {
+            Some(word) => Want::Is(Seen::Word(word)),
+            None => Want::AnyWord,
+        }
+    }
+
+    /// What a touch shows now; nothing changes.
+    fn glance(&self, who: usize, touch: Touch) -> Want {
+        match self.access(who, touch.page, touch.write.is_some()) {
+            Some(Access::Fault(signal, code)) => Want::Is(Seen::Fault(signal, code)),
+            Some(Access::Word(_)) if touch.write.is_some() => Want::DONE,
+            Some(Access::Word(cell)) => self.known(Cell {
+                slot: touch.slot,
+                ..cell
+            }),
+            None => Want::AnyWord,
+        }
+    }
+
+    fn touch(&mut self, who: usize, touch: Touch) -> Want {
+        let want = self.glance(who, touch);
+        if let (Some(cell), Some(word)) = (self.cell(who, touch), touch.write) {
+            self.memory.write(cell, Some(word));
+        }
+        want
+    }
+
+    /// Whether the operation means something now. One that does not is left out.
+    pub fn applies(&self, op: &Op) -> bool {
+        let is_file = |who: usize, file: usize| {
+            let process = self.process(who);
+            process.is_some_and(|process| matches!(process.files.get(file), Some(Some(_))))
+        };
+        match op {
+            Op::Create { device, parts, .. } => {
+                let taken = |other: &Option<Device>| {
+                    other
+                        .as_ref()
+                        .is_some_and(|other| share_blocks(&other.parts, parts))
+                };
+                matches!(self.devices.get(*device), Some(None)) && !self.devices.iter().any(taken)
+            }
+            Op::Bind { device, .. } | Op::Destroy { device } => {
+                let device = self.devices.get(*device).and_then(Option::as_ref);
+                device.is_some_and(|device| device.binding.is_none())
+            }
+            Op::Unbind { device } | Op::Stamp { device, .. } | Op::Sweep { device } => {
+                self.bound(*device).is_some()
+            }
+            Op::Open {
+                who, file, device, ..
+            } => {
+                let free = self
+                    .process(*who)
+                    .is_some_and(|process| matches!(process.files.get(*file), Some(None)));
+                free && matches!(self.devices.get(*device), Some(Some(_)))
+            }
+            Op::Close { who, file } | Op::Map { who, file, .. } => is_file(*who, *file),
+            Op::Race { op, .. } => {
+                matches!(
+                    **op,
+                    Op::Map { who: 0, .. }
+                        | Op::Unmap { who: 0, .. }
+                        | Op::Protect { who: 0, .. }
+                        | Op::Remap { who: 0, .. }
+                        | Op::Advise { who: 0, .. }
+                        | Op::Unbind { .. }
+                ) && self.applies(op)
+            }
+            Op::Fork { who, child } => {
+                self.process(*who).is_some() && matches!(self.processes.get(*child), Some(None))
+            }
+            Op::Exit { who } => *who != 0 && self.process(*who).is_some(),
+            Op::Trace { who, .. } => *who != 0 && self.process(*who).is_some(),
+            Op::Hole { who, .. } => self.holes && self.process(*who).is_some(),
+            Op::Unmap { who, .. }
+            | Op::Protect { who, .. }
+            | Op::Remap { who, .. }
+            | Op::Advise { who, .. }
+            | Op::Lock { who, .. }
+            | Op::Sync { who, .. }
+            | Op::Touch { who, .. }
+            | Op::Threads { who, .. }
+            | Op::Peek { who, .. }
+            | Op::Poke { who, .. }
+            | Op::Look { who, .. } => self.process(*who).is_some(),
+        }
+    }
+
+    /// What the operation, which applies, has to show; the model is that of the time after it.
+    pub fn apply(&mut self, op: &Op) -> Expected {
+        let expected = self.try_apply(op).unwrap_or_default();
+        self.end_bindings();
+        expected
+    }
+
+    fn try_apply(&mut self, op: &Op) -> Option<Expected> {
+        match *op {
+            Op::Create {
+                device, ref parts, ..
+            } => {
+                *self.devices.get_mut(device)? = Some(Device {
+                    parts: parts.clone(),
+                    binding: None,
+                });
+                Some(Expected::one(Want::DONE))
+            }
+            Op::Bind { device, policy } => self.bind(device, policy),
+            Op::Unbind { device } => {
+                let binding = self.devices.get_mut(device)?.as_mut()?.binding.take()?;
+                self.unbind(binding)
+            }
+            Op::Destroy { device } => {
+                *self.devices.get_mut(device)? = None;
+                Some(Expected::one(Want::DONE))
+            }
+            Op::Stamp { device, version } => {
+                let binding = self.opened(device)?;
+                let parts = self.bindings.get(binding)?.parts.clone();
+                for block in hot_blocks(&parts) {
+                    let page = physical(&parts, block * BLOCK)?;
+                    self.memory.stamp(page / BLOCK, version);
+                }
+                Some(Expected::one(Want::DONE))
+            }
+            Op::Sweep { device } => self.sweep(device),
+            Op::Open {
+                who,
+                file,
+                device,
+                writable,
+                ..
+            } => self.open(who, file, device, writable),
+            Op::Close { who, file } => {
+                *self.processes.get_mut(who)?.as_mut()?.files.get_mut(file)? = None;
+                Some(Expected::one(Want::DONE))
+            }
+            Op::Map {
+                who,
+                file,
+                span,
+                offset,
+                prot,
+                place,
+            } => self.map(who, file, span, offset, prot, place),
+            Op::Unmap { who, span } => {
+                self.space(who)?.unmap(span);
+                Some(Expected::one(Want::DONE))
+            }
+            Op::Protect { who, span, prot } => {
+                let result = self.space(who)?.protect(span, prot);
+                Some(Expected::one(Want::result(result)))
+            }
+            Op::Remap {
+                who,
+                span,
+                pages,
+                to,
+                may_move,
+                dont_unmap,
+            } => {
+                let call = Remap {
+                    span,
+                    pages,
+                    to,
+                    may_move,
+                    dont_unmap,
+                };
+                let result = self.space(who)?.remap(call);
+                Some(Expected::one(Want::result(result)))
+            }
+            Op::Advise { who, span, advice } => {
+                let result = self.space(who)?.advise(span, advice);
+                Some(Expected::one(match result {
+                    Ok(()) => Want::DONE,
+                    Err(errnos) => Want::refused(errnos),
+                }))
+            }
+            Op::Lock { who, span, .. } => {
+                let result = self.space(who)?.lock(span);
+                Some(Expected::one(Want::result(result)))
+            }
+            Op::Sync { who, span, wait } => {
+                let result = self.space(who)?.sync(span, wait);
+                Some(Expected::one(Want::result(result)))
+            }
+            Op::Touch { who, ref touches } => Some(Expected {
+                steps: touches
+                    .iter()
+                    .map(|touch| self.touch(who, *touch))
+                    .collect(),
+                shown: None,
+            }),
+            Op::Threads { who, ref threads } => Some(self.threads(who, threads)),
+            Op::Race {
+                ref op,
+                ref touches,
+            } => self.race(op, touches),
+            Op::Fork { who, child } => {
+                let parent = self.process(who)?;
+                let process = Process {
+                    files: parent.files,
+                    space: parent.space.forked(),
+                };
+                *self.processes.get_mut(child)? = Some(process);
+                Some(Expected::one(Want::DONE))
+            }
+            Op::Exit { who } => {
+                *self.processes.get_mut(who)? = None;
+                Some(Expected::one(Want::DONE))
+            }
+            Op::Peek { who, at, bytes } => Some(self.peek(who, at, bytes)),
+            Op::Poke {
+                who,
+                at,
+                bytes,
+                seed,
+            } => Some(self.poke(who, at, bytes, seed)),
+            Op::Trace { who, touch } => Some(Expected::one(self.trace(who, touch))),
+            Op::Look { who, look, .. } => {
+                let space = &self.process(who)?.space;
+                let shown = match look {
+                    Look::Maps => Some(space.shown(op::FLAG_READ | op::FLAG_WRITE)),
+                    Look::Smaps => Some(space.shown(u64::MAX)),
+                    Look::Pagemap | Look::Mincore | Look::NumaMaps => None,
+                };
+                let steps = Vec::new();
+                Some(Expected { steps, shown })
+            }
+            // The default policy, which all memory has: nothing to change, nothing to misplace or move.
+            Op::Hole { .. } => Some(Expected::one(
+                Want::DONE.or(Want::refused(&[libc::EIO, libc::EFAULT])),
+            )),
+        }
+    }
+
+    fn bind(&mut self, device: usize, policy: Policy) -> Option<Expected> {
+        let parts = self.devices.get(device)?.as_ref()?.parts.clone();
+        if self.is_quarantined(&parts) {
+            return Some(Expected::one(Want::Is(Seen::Errno(libc::EBUSY))));
+        }
+        if policy != Policy::Never {
+            for (block, blocks) in &parts {
+                (*block..block + blocks).for_each(|block| self.memory.zero(block));
+            }
+        }
+        self.bindings.push(Binding {
+            parts,
+            policy,
+            opened: false,
+            live: true,
+            over: false,
+        });
+        self.devices.get_mut(device)?.as_mut()?.binding = Some(self.bindings.len() - 1);
+        Some(Expected::one(Want::DONE))
+    }
+
+    fn unbind(&mut self, binding: usize) -> Option<Expected> {
+        let binding = self.bindings.get_mut(binding)?;
+        binding.live = false;
+        if !binding.opened && binding.policy != Policy::Never {
+            // Perhaps in the middle of scrubbing.
+            for (block, blocks) in &binding.parts {
+                (*block..block + blocks).for_each(|block| self.memory.forget(block));
+            }
+        }
+        Some(Expected::one(Want::DONE))
+    }
+
+    /// The device's binding, which somebody opens.
+    fn opened(&mut self, device: usize) -> Option<usize> {
+        let binding = self.devices.get(device)?.as_ref()?.binding?;
+        self.bindings.get_mut(binding)?.opened = true;
+        Some(binding)
+    }
+
+    /// Notices bindings whose last user is gone.
+    fn end_bindings(&mut self) {
+        for index in 0..self.bindings.len() {
+            let binding = &self.bindings[index];
+            if binding.live || binding.over || self.is_used(index) {
+                continue;
+            }
+            self.bindings[index].over = true;
+            if self.bindings[index].policy == Policy::Release {
+                // Zeroed in the background: until the next bind that scrubs nobody knows how much of it.
+                for (block, blocks) in self.bindings[index].parts.clone() {
+                    (block..block + blocks).for_each(|block| self.memory.forget(block));
+                }
+            }
+        }
+    }
+
+    fn is_used(&self, binding: usize) -> bool {
+        let leads_there = |file: usize| {
+            self.files
+                .get(file)
+                .is_some_and(|file| file.binding == binding)
+        };
+        self.processes.iter().flatten().any(|process| {
+            process
+                .files
+                .iter()
+                .flatten()
+                .any(|file| leads_there(*file))
+                || process.space.vmas().iter().any(|vma| leads_there(vma.file))
+        })
+    }
+
+    fn sweep(&mut self, device: usize) -> Option<Expected> {
+        let binding = self.opened(device)?;
+        let parts = &self.bindings.get(binding)?.parts;
+        let mut steps = Vec::new();
+        for block in hot_blocks(parts) {
+            let first = physical(parts, block * BLOCK)?;
+            for page in first..first + BLOCK {
+                for slot in 0..SLOTS.len() {
+                    steps.push(self.known(Cell { page, slot }));
+                }
+            }
+        }
+        Some(Expected { steps, shown: None })
+    }
+
+    fn open(&mut self, who: usize, file: usize, device: usize, writable: bool) -> Option<Expected> {
+        let Some(binding) = self.opened(device) else {
+            return Some(Expected::one(Want::Is(Seen::Errno(libc::ENXIO))));
+        };
+        self.files.push(File { binding, writable });
+        let number = self.files.len() - 1;
+        *self.processes.get_mut(who)?.as_mut()?.files.get_mut(file)? = Some(number);
+        Some(Expected::one(Want::DONE))
+    }
+
+    /// What the mmap call gives: the first check that does not pass, in the kernel's order.
+    fn map_result(
+        &self,
+        space: &Space,
+        file: File,
+        (span, offset): (Span, u64),
+        prot: Prot,
+        place: Place,
+    ) -> Result<(), i32> {
+        let binding = self.bindings.get(file.binding).ok_or(libc::EBADF)?;
+        if place == Place::Free && space.is_used(span) {
+            return Err(libc::EEXIST);
+        }
+        if place != Place::Private && prot.write && !file.writable {
+            return Err(libc::EACCES);
+        }
+        if !binding.live {
+            return Err(libc::ENXIO);
+        }
+        if place == Place::Private || offset + span.pages > pages(&binding.parts) {
+            return Err(libc::EINVAL);
+        }
+        Ok(())
+    }
+
+    fn map(
+        &mut self,
+        who: usize,
+        file: usize,
+        span: Span,
+        offset: u64,
+        prot: Prot,
+        place: Place,
+    ) -> Option<Expected> {
+        let process = self.process(who)?;
+        let number = (*process.files.get(file)?)?;
+        let open = *self.files.get(number)?;
+        let result = self.map_result(&process.space, open, (span, offset), prot, place);
+        let fixed = matches!(place, Place::Fixed | Place::Private);
+        // The driver is asked when the old mapping is gone already.
+        let clears = match result {
+            Ok(()) => true,
+            Err(errno) => fixed && errno != libc::EACCES,
+        };
+        let space = self.space(who)?;
+        if clears {
+            space.unmap(span);
+        }
+        if let Err(errno) = result {
+            return Some(Expected::one(Want::Is(Seen::Errno(errno))));
+        }
+        space.insert(Vma {
+            start: span.at,
+            end: span.end(),
+            file: number,
+            may_write: open.writable,
+            offset,
+            prot,
+            flags: Flags::default(),
+        });
+        let mut steps = vec![Want::DONE];
+        if place == Place::Chosen {
+            let parts = &self.bindings.get(open.binding)?.parts;
+            steps.push(chosen_address(parts, span, offset));
+            for page in [span.at, span.end() - 1] {
+                let read = Touch {
+                    page,
+                    slot: 0,
+                    write: None,
+                };
+                steps.push(self.glance(who, read));
+            }
+            steps.push(Want::DONE);
+        }
+        Some(Expected { steps, shown: None })
+    }
+
+    fn threads(&mut self, who: usize, threads: &[Vec<Touch>]) -> Expected {
+        let mut writes: BTreeMap<Cell, Vec<u64>> = BTreeMap::new();
+        for touch in threads.iter().flatten() {
+            if let (Some(cell), Some(word)) = (self.cell(who, *touch), touch.write) {
+                writes.entry(cell).or_default().push(word);
+            }
+        }
+        let mut steps = Vec::new();
+        for touch in threads.iter().flatten() {
+            let mut want = self.glance(who, *touch);
+            if let (Some(cell), None) = (self.cell(who, *touch), touch.write) {
+                for word in writes.get(&cell).into_iter().flatten() {
+                    want = want.or(Want::Is(Seen::Word(*word)));
+                }
+            }
+            steps.push(want);
+        }
+        for (cell, words) in writes {
+            let all_same = words.iter().all(|word| *word == words[0]);
+            self.memory.write(cell, all_same.then_some(words[0]));
+        }
+        Expected { steps, shown: None }
+    }
+
+    /// Every touch sees the state before the operation or the one after it.
+    fn race(&mut self, op: &Op, touches: &[Touch]) -> Option<Expected> {
+        let before: Vec<_> = touches
+            .iter()
+            .map(|touch| (self.glance(0, *touch), self.cell(0, *touch)))
+            .collect();
+        let mut expected = self.try_apply(op)?;
+        for (touch, (want, earlier)) in touches.iter().zip(before) {
+            let later = self.cell(0, *touch);
+            let mut want = want.or(self.glance(0, *touch));
+            let Some(word) = touch.write else {
+                // Somebody else may write something new there.
+                let written = touches.iter().any(|other| {
+                    let cell = self.cell(0, *other);
+                    let new = |cell| other.write != self.memory.word(cell);
+                    let shared = cell.is_some() && (cell == earlier || cell == later);
+                    other.write.is_some() && shared && cell.is_some_and(new)
+                });
+                if written {
+                    want = want.or(Want::AnyWord);
+                }
+                expected.steps.push(want);
+                continue;
+            };
+            expected.steps.push(want);
+            for cell in [earlier, later].into_iter().flatten() {
+                if self.memory.word(cell) != Some(word) {
+                    self.memory.write(cell, None);
+                }
+            }
+        }
+        Some(expected)
+    }
+
+    /// How many bytes from there on a tracer reaches.
+    fn reach(&self, who: usize, at: u64, bytes: u64, write: bool) -> u64 {
+        let mut end = at;
+        while end < at + bytes {
+            let page = end / PAGE;
+            let vma = self
+                .process(who)
+                .and_then(|process| process.space.find(page));
+            let live = |vma: &Vma| self.binding_of(vma.file).is_some_and(|b| b.live);
+            let allowed = vma.is_some_and(|vma| live(vma) && (!write || vma.prot.write));
+            if !allowed {
+                break;
+            }
+            end = (page + 1) * PAGE;
+        }
+        end.min(at + bytes) - at
+    }
+
+    /// The word behind a page whatever its protection, as a tracer sees it.
+    fn traced(&self, who: usize, page: u64, slot: usize) -> Option<Cell> {
+        let vma = self.process(who)?.space.find(page)?;
+        let parts = &self.binding_of(vma.file)?.parts;
+        let page = physical(parts, vma.offset_of(page))?;
+        Some(Cell { page, slot })
+    }
+
+    fn count(reach: u64) -> Want {
+        match reach {
+            0 => Want::Is(Seen::Errno(libc::EIO)),
+            reach => Want::Is(Seen::Number(reach)),
+        }
+    }
+
+    fn peek(&mut self, who: usize, at: u64, bytes: u64) -> Expected {
+        let reach = self.reach(who, at, bytes, false);
+        let mut steps = vec![Model::count(reach)];
+        for (page, slot, _) in words_in(at, reach) {
+            let cell = self.traced(who, page, slot);
+            steps.push(cell.map_or(Want::AnyWord, |cell| self.known(cell)));
+        }
+        Expected { steps, shown: None }
+    }
+
+    fn poke(&mut self, who: usize, at: u64, bytes: u64, seed: u64) -> Expected {
+        let reach = self.reach(who, at, bytes, true);
+        for (page, slot, byte) in words_in(at, reach) {
+            if let Some(cell) = self.traced(who, page, slot) {
+                self.memory.write(cell, Some(poked(seed, byte)));
+            }
+        }
+        Expected::one(Model::count(reach))
+    }
+
+    fn trace(&mut self, who: usize, touch: Touch) -> Want {
+        let at = touch.page * PAGE + SLOTS[touch.slot];
+        if self.reach(who, at, 8, touch.write.is_some()) < 8 {
+            return Want::Is(Seen::Errno(libc::EIO));
+        }
+        match (self.traced(who, touch.page, touch.slot), touch.write) {
+            (Some(cell), Some(word)) => {
+                self.memory.write(cell, Some(word));
+                Want::DONE
+            }
+            (Some(cell), None) => self.known(cell),
+            (None, _) => Want::AnyWord,
+        }
+    }
+}
+
+/// Checked words wholly inside a range of bytes of the arena: page, slot, and the word's byte address.
+pub fn words_in(at: u64, bytes: u64) -> Vec<(u64, usize, u64)> {
+    let mut words = Vec::new();
+    for page in at / PAGE..(at + bytes).div_ceil(PAGE) {
+        for (slot, offset) in SLOTS.iter().enumerate() {
+            let byte = page * PAGE + offset;
+            if at <= byte && byte + 8 <= at + bytes {
+                words.push((page, slot, byte));
+            }
+        }
+    }
+    words
+}
+
+/// The word that [`Op::Poke`] writes at a byte of the arena.
+pub fn poked(seed: u64, byte: u64) -> u64 {
+    super::random::mix(seed ^ byte)
+}
+
+/// What the address of a mapping that the kernel places is congruent to, in pages modulo 2 MiB.
+fn chosen_address(parts: &[(u64, u64)], span: Span, offset: u64) -> Want {
+    let [(block, _)] = parts else {
+        // Ranges compete; tests of the pure logic know the winner.
+        return Want::AnyNumber;
+    };
+    // A whole 2 MiB block of the device lies inside.
+    let aligned = offset.next_multiple_of(BLOCK) + BLOCK <= offset + span.pages;
+    if aligned {
+        Want::Is(Seen::Number((block * BLOCK + offset) % BLOCK))
+    } else {
+        Want::AnyNumber
+    }
+}
+
+/// Whether a device of these parts can have 1 GiB leaves.
+pub fn is_giant(parts: &[(u64, u64)]) -> bool {
+    pages(parts) >= GIANT
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RW: Prot = Prot {
+        read: true,
+        write: true,
+    };
+    const NONE: Prot = Prot {
+        read: false,
+        write: false,
+    };
+    const ENDS: Touch = Touch {
+        page: 0,
+        slot: 1,
+        write: None,
+    };
+
+    /// Process 0 has device 0, two ranges of a block each, open as 0 and mapped at the arena's start.
+    fn model() -> Model {
+        let mut model = Model::new(false);
+        done(&mut model, create());
+        done(&mut model, bind(Policy::Release));
+        done(&mut model, open(0));
+        done(&mut model, map(0, 2 * BLOCK, 0));
+        model
+    }
+
+    fn create() -> Op {
+        Op::Create {
+            device: 0,
+            align: PAGE,
+            parts: vec![(9, 1), (4, 1)],
+        }
+    }
+
+    fn bind(policy: Policy) -> Op {
+        Op::Bind { device: 0, policy }
+    }
+
+    fn open(file: usize) -> Op {
+        Op::Open {
+            who: 0,
+            file,
+            device: 0,
+            writable: true,
+            nonblock: false,
+        }
+    }
+
+    fn map(at: u64, pages: u64, offset: u64) -> Op {
+        Op::Map {
+            who: 0,
+            file: 0,
+            span: Span { at, pages },
+            offset,
+            prot: RW,
+            place: Place::Fixed,
+        }
+    }
+
+    fn steps(model: &mut Model, op: Op) -> Vec<Want> {
+        assert!(model.applies(&op), "{op:?}");
+        model.apply(&op).steps
+    }
+
+    fn done(model: &mut Model, op: Op) {
+        assert_eq!(steps(model, op), [Want::DONE]);
+    }
+
+    fn errno(model: &mut Model, op: Op, errno: i32) {
+        assert_eq!(steps(model, op), [Want::Is(Seen::Errno(errno))]);
+    }
+
+    fn touch(model: &mut Model, who: usize, page: u64, write: Option<u64>) -> Want {
+        let touches = vec![Touch {
+            page,
+            write,
+            ..ENDS
+        }];
+        steps(model, Op::Touch { who, touches }).remove(0)
+    }
+
+    fn word(word: u64) -> Want {
+        Want::Is(Seen::Word(word))
+    }
+
+    fn fault(signal: i32, code: i32) -> Want {
+        Want::Is(Seen::Fault(signal, code))
+    }
+
+    #[test]
+    fn a_word_is_the_same_through_every_mapping_process_and_tracer() {
+        let mut model = model();
+        assert_eq!(touch(&mut model, 0, BLOCK, None), word(0));
+        assert_eq!(touch(&mut model, 0, BLOCK, Some(7)), Want::DONE);
+        done(&mut model, map(5000, 3, BLOCK - 1));
+        assert_eq!(touch(&mut model, 0, 5001, None), word(7));
+        done(&mut model, Op::Fork { who: 0, child: 2 });
+        let whole = Span { at: 0, pages: 6000 };
+        let unmap = Op::Unmap {
+            who: 0,
+            span: whole,
+        };
+        done(&mut model, unmap);
+        assert_eq!(touch(&mut model, 2, 5001, Some(8)), Want::DONE);
+        assert_eq!(touch(&mut model, 2, BLOCK, None), word(8));
+        let peek = Op::Peek {
+            who: 2,
+            at: 5002 * PAGE - 8,
+            bytes: 16,
+        };
+        let wanted = [Want::Is(Seen::Number(16)), word(8), word(0)];
+        assert_eq!(steps(&mut model, peek), wanted);
+    }
+
+    #[test]
+    fn after_unbind_there_is_sigbus_and_a_quarantine_until_the_last_is_gone() {
+        let mut model = model();
+        touch(&mut model, 0, 3, Some(7));
+        done(&mut model, Op::Fork { who: 0, child: 1 });
+        done(&mut model, Op::Unbind { device: 0 });
+        assert_eq!(
+            touch(&mut model, 0, 3, None),
+            fault(libc::SIGBUS, BUS_ADRERR)
+        );
+        errno(&mut model, open(1), libc::ENXIO);
+        errno(&mut model, bind(Policy::Never), libc::EBUSY);
+        done(&mut model, Op::Close { who: 0, file: 0 });
+        done(&mut model, Op::Close { who: 1, file: 0 });
+        let whole = Span {
+            at: 0,
+            pages: 2 * BLOCK,
+        };
+        done(
+            &mut model,
+            Op::Unmap {
+                who: 0,
+                span: whole,
+            },
+        );
+        errno(&mut model, bind(Policy::Release), libc::EBUSY);
+        done(&mut model, Op::Exit { who: 1 });
+        done(&mut model, bind(Policy::Release));
+        done(&mut model, open(0));
+        done(&mut model, map(0, BLOCK, 0));
+        assert_eq!(touch(&mut model, 0, 3, None), word(0));
+    }
+
+    #[test]
+    fn policies_decide_what_the_next_tenant_sees() {
+        let next = |policy: Policy, later: Policy, opened: bool| {
+            let mut model = Model::new(false);
+            done(&mut model, create());
+            done(&mut model, bind(Policy::HandOut));
+            done(&mut model, open(0));
+            done(&mut model, map(0, BLOCK, 0));
+            touch(&mut model, 0, 3, Some(7));
+            let end = |model: &mut Model| {
+                let whole = Span {
+                    at: 0,
+                    pages: BLOCK,
+                };
+                done(
+                    model,
+                    Op::Unmap {
+                        who: 0,
+                        span: whole,
+                    },
+                );
+                done(model, Op::Close { who: 0, file: 0 });
+                done(model, Op::Unbind { device: 0 });
+            };
+            end(&mut model);
+            done(&mut model, bind(policy));
+            if opened {
+                done(&mut model, open(0));
+                done(&mut model, map(0, BLOCK, 0));
+                end(&mut model);
+            } else {
+                done(&mut model, Op::Unbind { device: 0 });
+            }
+            done(&mut model, bind(later));
+            done(&mut model, open(0));
+            done(&mut model, map(0, BLOCK, 0));
+            touch(&mut model, 0, 3, None)
+        };
+        assert_eq!(next(Policy::Never, Policy::Never, true), word(7));
+        assert_eq!(next(Policy::Never, Policy::HandOut, true), word(0));
+        assert_eq!(next(Policy::HandOut, Policy::Never, true), word(0));
+        // Zeroed after release, or not yet.
+        assert_eq!(next(Policy::Release, Policy::Never, true), Want::AnyWord);
+        // Unbound in the middle of it, or before, or after.
+        assert_eq!(next(Policy::HandOut, Policy::Never, false), Want::AnyWord);
+    }
+
+    #[test]
+    fn a_refused_mapping_leaves_a_gap_and_a_wrong_protection_does_not() {
+        let mut model = model();
+        errno(&mut model, map(2, 2, 2 * BLOCK - 1), libc::EINVAL);
+        assert_eq!(
+            touch(&mut model, 0, 3, None),
+            fault(libc::SIGSEGV, SEGV_MAPERR)
+        );
+        assert_eq!(touch(&mut model, 0, 4, None), word(0));
+        let read_only = Op::Open {
+            who: 0,
+            file: 1,
+            device: 0,
+            writable: false,
+            nonblock: true,
+        };
+        done(&mut model, read_only);
+        let write = Op::Map {
+            who: 0,
+            file: 1,
+            span: Span { at: 4, pages: 1 },
+            offset: 0,
+            prot: RW,
+            place: Place::Fixed,
+        };
+        errno(&mut model, write, libc::EACCES);
+        assert_eq!(touch(&mut model, 0, 4, None), word(0));
+    }
+
+    #[test]
+    fn a_tracer_reads_what_its_owner_may_not_and_stops_at_a_hole() {
+        let mut model = model();
+        let protect = Op::Protect {
+            who: 0,
+            span: Span { at: 1, pages: 1 },
+            prot: NONE,
+        };
+        done(&mut model, protect);
+        assert_eq!(
+            touch(&mut model, 0, 1, None),
+            fault(libc::SIGSEGV, SEGV_ACCERR)
+        );
+        let (at, bytes) = (PAGE - 8, PAGE + 16);
+        let peek = Op::Peek { who: 0, at, bytes };
+        let wanted = [
+            Want::Is(Seen::Number(bytes)),
+            word(0),
+            word(0),
+            word(0),
+            word(0),
+        ];
+        assert_eq!(steps(&mut model, peek), wanted);
+        let poke = Op::Poke {
+            who: 0,
+            at,
+            bytes,
+            seed: 5,
+        };
+        assert_eq!(steps(&mut model, poke), [Want::Is(Seen::Number(8))]);
+        assert_eq!(touch(&mut model, 0, 0, None), word(poked(5, at)));
+        let beyond = Op::Peek {
+            who: 0,
+            at: (2 * BLOCK - 1) * PAGE + 8,
+            bytes: PAGE,
+        };
+        let wanted = [Want::Is(Seen::Number(PAGE - 8)), word(0)];
+        assert_eq!(steps(&mut model, beyond), wanted);
+    }
+
+    #[test]
+    fn racing_accesses_see_one_state_or_the_other() {
+        let mut model = model();
+        touch(&mut model, 0, 3, Some(7));
+        let span = Span { at: 3, pages: 1 };
+        let touches = [None, Some(7)].map(|write| Touch {
+            page: 3,
+            write,
+            ..ENDS
+        });
+        let race = Op::Race {
+            op: Box::new(Op::Unmap { who: 0, span }),
+            touches: touches.to_vec(),
+        };
+        let gone = fault(libc::SIGSEGV, SEGV_MAPERR);
+        let wanted = [Want::DONE, word(7).or(gone.clone()), Want::DONE.or(gone)];
+        assert_eq!(steps(&mut model, race), wanted);
+        // The write, if it came in time, changed nothing.
+        done(&mut model, map(3, 1, 3));
+        assert_eq!(touch(&mut model, 0, 3, None), word(7));
+    }
+
+    #[test]
+    fn threads_that_write_the_same_word_leave_it_unknown() {
+        let mut model = model();
+        let touch_of = |write| Touch {
+            page: 3,
+            write,
+            ..ENDS
+        };
+        let threads = vec![
+            vec![touch_of(Some(1)), touch_of(None)],
+            vec![touch_of(Some(2))],
+        ];
+        let wants = steps(&mut model, Op::Threads { who: 0, threads });
+        assert!([0, 1, 2].iter().all(|n| wants[1].allows(Seen::Word(*n))));
+        assert!(!wants[1].allows(Seen::Word(3)));
+        assert_eq!(touch(&mut model, 0, 3, None), Want::AnyWord);
+    }
+}
