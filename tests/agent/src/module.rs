@@ -42,7 +42,12 @@ pub fn insert(path: &Path) -> io::Result<()> {
 
 /// Loads a module and what it needs by name, with modprobe: parameters from the command line apply.
 pub fn load(name: &str) -> Outcome {
-    Command::new("modprobe").arg(name).run().map(drop)
+    // On a host that is busy compiling, ten seconds are not enough.
+    Command::new("modprobe")
+        .arg(name)
+        .limit(120)
+        .run()
+        .map(drop)
 }
 
 /// Removes a module; EBUSY and the like come back as an error.
