@@ -27,6 +27,7 @@ mod pattern;
 mod payload;
 mod probe;
 mod region;
+mod reset;
 mod spinner;
 mod supervisor;
 mod sysfs;

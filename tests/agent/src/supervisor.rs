@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use crate::case::{Case, Failure, Outcome};
 use crate::control::{Control, FD_VARIABLE};
 use crate::kernel_log::{complaints, note, KernelLog};
-use crate::{cases, cmdline, mount, payload, sysfs};
+use crate::{cases, cmdline, mount, payload, reset, sysfs};
 
 /// The command line word that starts this part.
 pub const ARGUMENT: &str = "supervise";
@@ -48,10 +48,12 @@ fn supervise() -> Outcome {
     let mut control = Control::open()?;
     note("ready");
     loop {
-        let name = control.request("next")?;
-        if name.is_empty() {
+        let next = control.request("next")?;
+        if next.is_empty() {
             return Ok(());
         }
+        let (name, resets) = next.split_once(' ').unwrap_or((&next, "0"));
+        std::env::set_var(reset::VARIABLE, resets);
         match cases::all().find(|case| case.name == name) {
             Some(case) => run(case, &mut control, &mut log)?,
             None => control.line(&format!("not ok - {name} # no such case in this agent"))?,
@@ -99,6 +101,12 @@ fn run(case: &Case, control: &mut Control, log: &mut KernelLog) -> Outcome {
     let verdict = match (ended, found.first()) {
         (_, Some(line)) => format!("not ok - {} # the kernel log has: {line}", case.name),
         (Ok(Some(PASS)), None) => format!("ok - {} # time {seconds:.1}s", case.name),
+        (Ok(Some(reset::CODE)), None) => {
+            note(&format!("case {} has the VM reset", case.name));
+            // No answer comes: the reset does.
+            control.request("reset")?;
+            format!("not ok - {} # the VM was not reset", case.name)
+        }
         (Ok(Some(SKIP)), None) => format!("ok - {} # SKIP {}", case.name, reason()),
         (Ok(Some(_)), None) => format!("not ok - {} # {}", case.name, reason()),
         (Ok(None), None) => format!("not ok - {} # the case was killed by a signal", case.name),

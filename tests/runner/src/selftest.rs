@@ -23,6 +23,11 @@ const DEMANDS: &[(&str, &str)] = &[
     ("lab-hang", "hung: no verdict after"),
     ("lab-signal", "killed by a signal"),
     ("lab-stray", ""),
+    ("lab-reset", ""),
+    (
+        "lab-reset-warning",
+        "the kernel log has: dmem-agent: WARNING: lab-made complaint",
+    ),
     ("lab-panic", "Kernel panic"),
     ("lab-mute", "the VM ended without a verdict"),
 ];

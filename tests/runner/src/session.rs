@@ -42,6 +42,8 @@ struct Running {
     /// [`Vm::waited`] when it began.
     waited: Duration,
     last_sign: Instant,
+    /// How many times it had the VM reset.
+    resets: u32,
     /// Set by the kernel's distress.
     deadline: Option<Instant>,
 }
@@ -74,6 +76,7 @@ pub fn run(
         used: false,
         spoilt: false,
         closing: None,
+        resetting: false,
         boot_deadline: Some(begin + BOOT_LIMIT * context.patience),
     };
     let end = session.serve(&mut vm, &mut next);
@@ -121,6 +124,8 @@ struct Session<'a> {
     spoilt: bool,
     /// Still to be run; none in a VM that has run no case yet or in which one failed.
     closing: Option<Case>,
+    /// Between a case's wish for a reset and the agent's return.
+    resetting: bool,
     boot_deadline: Option<Instant>,
 }
 
@@ -165,8 +170,10 @@ impl Session<'_> {
         next: &mut impl FnMut(bool) -> Option<Case>,
     ) -> Option<End> {
         if let Some(request) = line.strip_prefix('@') {
-            if request == "next" {
-                return self.on_next(vm, next);
+            match request {
+                "next" => return self.on_next(vm, next),
+                "reset" => return self.on_reset(vm),
+                _ => {}
             }
             let answer = answer(vm, request)
                 .and_then(|text| vm.reply(&text).map_err(|error| error.to_string()));
@@ -202,8 +209,16 @@ impl Session<'_> {
             let text = format!("machine {name} is up after {seconds:.1} s");
             self.context.report.diagnostic(name, &text);
         }
-        if self.running.is_some() {
-            return Some(End::Broken("the agent gave no verdict".to_owned()));
+        if let Some(running) = &self.running {
+            if !self.resetting {
+                return Some(End::Broken("the agent gave no verdict".to_owned()));
+            }
+            self.resetting = false;
+            if let Err(error) = vm.booted_again() {
+                return Some(End::Broken(error));
+            }
+            let again = format!("{} {}", running.case.name, running.resets);
+            return reached(vm.reply(&again));
         }
         let case = if self.spoilt { None } else { next(self.used) };
         let Some(case) = case.or_else(|| self.closing.take()) else {
@@ -212,8 +227,8 @@ impl Session<'_> {
         if !self.used {
             self.closing = self.context.closing.cloned();
         }
-        if let Err(error) = vm.reply(&case.name) {
-            return Some(End::Broken(format!("the agent cannot be reached: {error}")));
+        if let Some(end) = reached(vm.reply(&format!("{} 0", case.name))) {
+            return Some(end);
         }
         self.used = true;
         self.spoilt = case.fresh;
@@ -223,9 +238,25 @@ impl Session<'_> {
             begin: now,
             waited: vm.waited(),
             last_sign: now,
+            resets: 0,
             deadline: None,
         });
         None
+    }
+
+    /// The case wants to go on in the next boot of this VM, with the memory as it is.
+    fn on_reset(&mut self, vm: &mut Vm) -> Option<End> {
+        let Some(running) = &mut self.running else {
+            return Some(End::Broken(
+                "the agent wants a reset without a case".to_owned(),
+            ));
+        };
+        running.resets += 1;
+        self.resetting = true;
+        self.begin = Instant::now();
+        self.boot_deadline = Some(self.begin + BOOT_LIMIT * self.context.patience);
+        let error = vm.reset().err()?;
+        Some(End::Broken(format!("resetting the VM: {error}")))
     }
 
     fn on_verdict(&mut self, verdict: Verdict) {
@@ -323,6 +354,12 @@ fn answer(vm: &mut Vm, request: &str) -> Result<String> {
         },
         _ => Err("no such request".to_owned()),
     }
+}
+
+/// The end of the VM, if the reply did not get through.
+fn reached(reply: std::io::Result<()>) -> Option<End> {
+    let error = reply.err()?;
+    Some(End::Broken(format!("the agent cannot be reached: {error}")))
 }
 
 /// `ok - NAME # …`, `ok - NAME # SKIP reason`, `not ok - NAME # reason`.

@@ -9,6 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
+use serde_json::json;
+
 use crate::lab::{Lab, Result};
 use crate::machine::Machine;
 use crate::memory_file::MemoryFile;
@@ -125,6 +127,25 @@ impl Vm {
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => Some(Event::Ended),
         }
+    }
+
+    /// Resets the machine: it boots again, and what was in its memory is still there.
+    ///
+    /// The firmware may reset it once more on its way. So a reset does not end the VM (-no-reboot) from here on, until
+    /// [`Vm::booted_again`].
+    pub fn reset(&mut self) -> Result<()> {
+        self.on_reset("reset")?;
+        self.qmp.execute("system_reset", json!({})).map(drop)
+    }
+
+    /// Has the next reset, after a panic for one, end the VM again.
+    pub fn booted_again(&mut self) -> Result<()> {
+        self.on_reset("shutdown")
+    }
+
+    fn on_reset(&mut self, action: &str) -> Result<()> {
+        let action = json!({ "reboot": action });
+        self.qmp.execute("set-action", action).map(drop)
     }
 
     /// Answers a request of the agent.

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Cases that go wrong on purpose: `dmem-runner selftest` demands that the lab notices each in its way.
 
+use std::path::Path;
 use std::time::Duration;
 
 use crate::case::{Case, Outcome};
-use crate::{fail, kernel_log, skip, sysfs};
+use crate::{check, fail, kernel_log, reset, skip, sysfs};
 
 const BROKEN: Case = Case {
     machine: "small",
@@ -64,6 +65,23 @@ pub const CASES: &[Case] = &[
         ..BROKEN
     },
     Case {
+        name: "lab-reset",
+        shows: "a case goes on where it was after a reset of the VM, which remembers nothing else",
+        limit: 60,
+        run: reset_twice,
+        ..BROKEN
+    },
+    Case {
+        name: "lab-reset-warning",
+        shows: "a complaint in the kernel log before a reset is a failure",
+        limit: 60,
+        run: || {
+            warning()?;
+            reset::vm()
+        },
+        ..BROKEN
+    },
+    Case {
         name: "lab-panic",
         shows: "a kernel panic is noticed at once",
         limit: 60,
@@ -97,6 +115,16 @@ fn signal() -> Outcome {
 fn stray() -> Outcome {
     std::process::Command::new("sleep").arg("1000").spawn()?;
     Ok(())
+}
+
+fn reset_twice() -> Outcome {
+    const MARK: &str = "/run/dmem/reset";
+    check!(!Path::new(MARK).exists(), "the VM was not reset");
+    std::fs::write(MARK, "")?;
+    match reset::count() {
+        0 | 1 => reset::vm(),
+        _ => Ok(()),
+    }
 }
 
 fn panic() -> Outcome {

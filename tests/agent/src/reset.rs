@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Resets of the first-level VM in the middle of a case: all that survives is what was in its memory.
+//!
+//! The process of the case ends, PID 1 makes sure that the kernel log is clean so far, and the runner has QEMU reset
+//! the machine: like a reset button, nothing is shut down or written back. The same case then runs once more in the
+//! new boot, and [`count`] tells which of its parts it is in.
+
+/// Tells the process of a case how many resets it has seen.
+pub const VARIABLE: &str = "DMEM_RESETS";
+/// Exit code of a case's process that wants a reset.
+pub const CODE: i32 = 5;
+
+/// How many times the running case had the VM reset.
+pub fn count() -> u32 {
+    let text = std::env::var(VARIABLE).unwrap_or_default();
+    text.parse().unwrap_or(0)
+}
+
+/// Has the VM reset, with devices, processes and the driver's work as they are at this moment.
+///
+/// Only for the process of a case itself, not for its children. No value is dropped, so nothing is destroyed.
+pub fn vm() -> ! {
+    std::process::exit(CODE)
+}
