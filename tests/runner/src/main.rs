@@ -18,6 +18,7 @@ mod session;
 mod skips;
 mod tlb;
 mod vm;
+mod walk;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

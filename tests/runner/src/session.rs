@@ -9,8 +9,8 @@ use crate::lab::{Lab, Result};
 use crate::machine::Machine;
 use crate::memory_file::MemoryFile;
 use crate::report::{Report, Verdict};
-use crate::tlb;
 use crate::vm::{Event, Vm};
+use crate::{tlb, walk};
 
 /// From QEMU's start to the agent's first request. The largest machine takes 20 s on a slow host.
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
@@ -348,10 +348,16 @@ fn answer(vm: &mut Vm, request: &str) -> Result<String> {
     let words: Vec<&str> = request.split(' ').collect();
     let address = |word: &str| u64::from_str_radix(word, 16).ok();
     match words[..] {
-        ["tlb", cpu, low, high] => match (cpu.parse(), address(low), address(high)) {
-            (Ok(cpu), Some(low), Some(high)) => tlb::look(&mut vm.qmp, cpu, low, high),
-            _ => Err("bad numbers".to_owned()),
-        },
+        [look @ ("tlb" | "kernel"), cpu, low, high] => {
+            let (Ok(cpu), Some(low), Some(high)) = (cpu.parse(), address(low), address(high))
+            else {
+                return Err("bad numbers".to_owned());
+            };
+            match look {
+                "tlb" => tlb::look(&mut vm.qmp, cpu, low, high),
+                _ => walk::kernel_half(&mut vm.qmp, cpu, low, high),
+            }
+        }
         _ => Err("no such request".to_owned()),
     }
 }

@@ -50,7 +50,7 @@ fn look_stopped(qmp: &mut Qmp, cpu: u32, low: u64, high: u64) -> Result<String> 
     Ok(reply)
 }
 
-fn register<'a>(registers: &'a str, key: &str) -> Option<&'a str> {
+pub fn register<'a>(registers: &'a str, key: &str) -> Option<&'a str> {
     // Values may be padded: "CPL=3", "R15=0000…", "CR3=0000…".
     let rest = &registers[registers.find(key)? + key.len()..];
     rest.split_ascii_whitespace().next()
