@@ -127,10 +127,18 @@ impl Child {
         }
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, signal: i32) -> Outcome {
+        // SAFETY: the child is not reaped, so the id is still its own.
+        match unsafe { libc::kill(self.pid, signal) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error().into()),
+        }
+    }
+
     /// Kills it.
     pub fn kill(&mut self) -> Outcome<End> {
-        // SAFETY: the child is not reaped, so the id is still its own.
-        unsafe { libc::kill(self.pid, libc::SIGKILL) };
+        self.signal(libc::SIGKILL)?;
         self.wait()
     }
 }

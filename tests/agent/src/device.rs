@@ -114,7 +114,7 @@ impl Device {
     /// Binds by `new_id`; the errno stays visible to the caller.
     ///
     /// The driver under test leaves the memory as it is: most cases look at bytes of before, some at regions larger than
-    /// the machine, and scrubbing takes its time.
+    /// the machine, and scrubbing takes its time. Cases about scrubbing use [`Device::attach`].
     pub fn try_bind(&self, driver: &str) -> io::Result<()> {
         if driver == DAX_DMEM {
             let policy = format!("{} never", self.name);

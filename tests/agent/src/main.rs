@@ -28,6 +28,7 @@ mod payload;
 mod probe;
 mod region;
 mod reset;
+mod scrub;
 mod spinner;
 mod supervisor;
 mod sysfs;

@@ -87,6 +87,28 @@ impl Pattern {
     }
 }
 
+/// Fails unless every byte is zero; the failure names the first word that is not and how many are not.
+pub fn check_zeros(words: *const [u64]) -> Outcome {
+    let pointer = words.cast::<u64>();
+    let mut wrong = 0u64;
+    let mut first = None;
+    for index in 0..words.len() {
+        // SAFETY: the loop stays inside the slice, which the caller took from a live mapping. Volatile, as others
+        // may write there.
+        let found = unsafe { pointer.add(index).read_volatile() };
+        if found != 0 {
+            wrong += 1;
+            first.get_or_insert((index * 8, found));
+        }
+    }
+    match first {
+        None => Ok(()),
+        Some((at, found)) => Err(Failure::Fail(format!(
+            "{wrong} words are not zero, the first at {at:#x}: {found:#x}"
+        ))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,5 +127,19 @@ mod tests {
         };
         assert!(text.contains("1024 words differ"), "{text}");
         assert!(text.contains("the word of 0x11000"), "{text}");
+    }
+
+    #[test]
+    fn a_single_byte_is_no_zero() {
+        let mut memory = vec![0u64; 512];
+        assert!(check_zeros(&memory[..]).is_ok());
+        memory[511] = 1 << 56;
+        let Err(Failure::Fail(text)) = check_zeros(&memory[..]) else {
+            panic!("byte not seen")
+        };
+        assert!(
+            text.starts_with("1 words are not zero, the first at 0xff8:"),
+            "{text}"
+        );
     }
 }

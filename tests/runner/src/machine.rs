@@ -33,6 +33,8 @@ const TCG: &[&str] = &["-accel", "tcg,thread=multi"];
 const CPU: &str = "max,erms=off,fsrm=off,fzrm=off,fsrs=off,fsrc=off";
 /// The same with four levels of page tables: walks under nested paging are shorter.
 const CPU_LA48: &str = "max,erms=off,fsrm=off,fzrm=off,fsrs=off,fsrc=off,la57=off";
+/// As [`CPU`], without vectors of 32 bytes.
+const CPU_NO_AVX: &str = "max,erms=off,fsrm=off,fzrm=off,fsrs=off,fsrc=off,avx=off,avx2=off";
 
 const STD: Machine = Machine {
     name: "std",
@@ -169,6 +171,20 @@ pub const MACHINES: &[Machine] = &[
             "memory-backend=ram",
         ],
         cost: 3 * GIB,
+        ..STD
+    },
+    // One region of 12 GiB, all of which may be written: more than half of what the host has, so it runs alone.
+    Machine {
+        name: "region12",
+        memory: 16 * GIB,
+        reserved: &[(12, 4)],
+        cost: 16 * GIB,
+        ..STD
+    },
+    // Nothing wider than SSE2: what a driver does with memory must not depend on it.
+    Machine {
+        name: "no-avx",
+        cpu: CPU_NO_AVX,
         ..STD
     },
     // Guest time is a count of instructions: the yardstick for speed.

@@ -17,6 +17,7 @@ mod lifecycle;
 mod nested;
 mod peer;
 mod pmem;
+mod scrub;
 mod tool_host;
 mod tool_kills;
 mod tool_refusals;
@@ -39,6 +40,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         hostile::CASES,
         holes::CASES,
         lifecycle::CASES,
+        scrub::CASES,
         daxctl::CASES,
         cost::CASES,
         nested::CASES,
