@@ -32,6 +32,7 @@ mod scrub;
 mod spinner;
 mod supervisor;
 mod sysfs;
+mod tracee;
 mod vfio;
 mod vmm;
 

@@ -17,7 +17,7 @@ const LOOKS: u32 = 60;
 /// The spinning process.
 pub struct Spinner {
     // Killed on drop.
-    _child: Child,
+    child: Child,
     cpu: usize,
     low: u64,
     high: u64,
@@ -39,11 +39,16 @@ impl Spinner {
             return Err(Failure::Fail(format!("the spinner said '{place}'")));
         };
         Ok(Spinner {
-            _child: child,
+            child,
             cpu,
             low,
             high: low + length,
         })
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> libc::pid_t {
+        self.child.pid()
     }
 
     /// First virtual address of the mapping in the spinner.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! All cases. A new file of cases gets a `mod` line and a line in [`all`]; see tests/agent/README.md.
 
+mod access;
 mod boot;
 mod contents;
 mod cost;
@@ -41,6 +42,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         holes::CASES,
         lifecycle::CASES,
         scrub::CASES,
+        access::CASES,
         daxctl::CASES,
         cost::CASES,
         nested::CASES,
