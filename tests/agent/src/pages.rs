@@ -59,22 +59,26 @@ pub struct View {
     pub user_mode: bool,
     /// What was in R15.
     pub r15: u64,
+    /// Bytes of all leaves of the kernel's half, where that was asked for.
+    pub total: u64,
     /// The window's leaves.
     pub leaves: Leaves,
 }
 
 impl View {
-    /// Parses the reply to a `tlb` request.
+    /// Parses the reply to a `tlb` or `kernel` request.
     pub fn parse(reply: &str) -> Outcome<View> {
         let mut view = View {
             user_mode: false,
             r15: 0,
+            total: 0,
             leaves: Leaves::default(),
         };
         for line in reply.lines() {
             match line.split_once('=') {
                 Some(("cpl", level)) => view.user_mode = level == "3",
                 Some(("r15", value)) => view.r15 = u64::from_str_radix(value, 16).unwrap_or(0),
+                Some(("total", value)) => view.total = u64::from_str_radix(value, 16).unwrap_or(0),
                 Some(_) => {}
                 None => view.leaves.0.push(Leaf::parse(line)?),
             }

@@ -257,7 +257,7 @@ pub(super) fn proven(
 }
 
 /// Fails if the kernel maps any of the device's memory for itself (`ioremap`, `memremap`, `vmap` of pages).
-fn no_kernel_mapping(device: &Device) -> Outcome {
+pub(super) fn no_kernel_mapping(device: &Device) -> Outcome {
     let ranges = device.ranges()?;
     for line in sysfs::read("/proc/vmallocinfo")?.lines() {
         let word = |key: &str| {

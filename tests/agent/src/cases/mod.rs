@@ -12,6 +12,7 @@ mod fuzz;
 mod guest;
 mod holes;
 mod hostile;
+mod isolation;
 mod lab;
 mod leaves;
 mod lifecycle;
@@ -42,6 +43,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         holes::CASES,
         lifecycle::CASES,
         scrub::CASES,
+        isolation::CASES,
         access::CASES,
         daxctl::CASES,
         cost::CASES,
