@@ -96,7 +96,8 @@ configured() {
 	key=$(key "$FRAGMENT" "$TREE/drivers/dax/dmem/Kconfig" "$LAB_SCRIPTS/debug.sh")
 	[ "$(cat "$TREE/.daxdmem-configured" 2>/dev/null)" != "$key" ] || return 0
 	export KCONFIG_CONFIG=.config.daxdmem
-	# Of two lines on one symbol kconfig takes the last.
+	# Of two lines on one symbol kconfig takes the last. All at once: what the first two
+	# select would stay, once it is in a finished configuration.
 	cat "$TREE/arch/x86/configs/x86_64_defconfig" "$TREE/kernel/configs/kvm_guest.config" \
 		"$FRAGMENT" >"$TREE/$KCONFIG_CONFIG"
 	kbuild -s olddefconfig 2>&1 | sed '/warning: override: /d'

@@ -120,7 +120,7 @@ struct Session<'a> {
     console: Console,
     running: Option<Running>,
     used: bool,
-    /// A case failed here, or wanted the VM for itself: nothing else runs in it.
+    /// A case failed here, or wanted the VM for itself: nothing else runs in it, but for the closing case.
     spoilt: bool,
     /// Still to be run; none in a VM that has run no case yet or in which one failed.
     closing: Option<Case>,
@@ -221,8 +221,14 @@ impl Session<'_> {
             return reached(vm.reply(&again));
         }
         let case = if self.spoilt { None } else { next(self.used) };
-        let Some(case) = case.or_else(|| self.closing.take()) else {
-            return Some(End::Done);
+        let (case, last) = match (case, self.closing.take()) {
+            (Some(case), closing) => {
+                let last = case.fresh;
+                self.closing = closing;
+                (case, last)
+            }
+            (None, Some(closing)) => (closing, true),
+            (None, None) => return Some(End::Done),
         };
         if !self.used {
             self.closing = self.context.closing.cloned();
@@ -231,7 +237,7 @@ impl Session<'_> {
             return Some(end);
         }
         self.used = true;
-        self.spoilt = case.fresh;
+        self.spoilt = last;
         let now = Instant::now();
         self.running = Some(Running {
             case,
