@@ -20,6 +20,7 @@ mod nested;
 mod peer;
 mod pmem;
 mod scrub;
+mod scrub_course;
 mod tool_host;
 mod tool_kills;
 mod tool_refusals;
@@ -43,6 +44,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         holes::CASES,
         lifecycle::CASES,
         scrub::CASES,
+        scrub_course::CASES,
         isolation::CASES,
         access::CASES,
         daxctl::CASES,
