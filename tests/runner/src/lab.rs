@@ -29,6 +29,16 @@ impl Kernel {
         }
     }
 
+    /// What it needs on its command line.
+    pub fn parameters(self) -> &'static str {
+        match self {
+            Kernel::Stock => "",
+            // While identify_cpu() fills in the boot CPU's features anew, KASAN takes a kernel with five levels of
+            // page tables for one with four, and reports whatever an interrupt touches (arch/x86/kernel/cpu/common.c).
+            Kernel::Debug => " no5lvl",
+        }
+    }
+
     /// MiB of host memory a VM touches beyond its machine's cost: shadow memory and quarantine of KASAN.
     pub fn cost(self) -> u64 {
         match self {

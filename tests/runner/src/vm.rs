@@ -207,8 +207,9 @@ fn command(
         .arg("-initrd")
         .arg(initramfs.path_in_child());
     let mut line = format!(
-        "{} dmem.role=init dmem.patience={patience}{parameters}",
-        machine.command_line()
+        "{}{} dmem.role=init dmem.patience={patience}{parameters}",
+        machine.command_line(),
+        lab.choice.parameters()
     );
     // Disks get their letters in this order.
     let disks = [
