@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Page-table leaves as the QEMU monitor shows them: a view from outside the kernel under test.
 //!
-//! `info tlb` prints one line per present leaf of the CPU's page table, in address order: virtual address,
-//! physical address, flags `XGPDACTUW` or `-` (QEMU 10, target/i386/monitor.c, print_pte). P is the page-size
-//! bit, shown for 2 MiB and 1 GiB alike; the runner finds out which of the two it is and adds the size.
+//! The runner walks the tables of the CPU in the VM's physical memory (tests/runner/src/walk.rs) and prints one line
+//! per present leaf, in address order: virtual address, physical address, flags `XGPDACTUW` or `-` as `info tlb` has
+//! them (QEMU 10, target/i386/monitor.c, print_pte; P is the page-size bit), and the size.
 
 use std::fmt;
 

@@ -16,7 +16,6 @@ mod schedule;
 mod selftest;
 mod session;
 mod skips;
-mod tlb;
 mod vm;
 mod walk;
 

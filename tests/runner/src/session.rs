@@ -10,7 +10,7 @@ use crate::machine::Machine;
 use crate::memory_file::MemoryFile;
 use crate::report::{Report, Verdict};
 use crate::vm::{Event, Vm};
-use crate::{tlb, walk};
+use crate::walk;
 
 /// From QEMU's start to the agent's first request. The largest machine takes 20 s on a slow host.
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
@@ -360,7 +360,7 @@ fn answer(vm: &mut Vm, request: &str) -> Result<String> {
                 return Err("bad numbers".to_owned());
             };
             match look {
-                "tlb" => tlb::look(&mut vm.qmp, cpu, low, high),
+                "tlb" => walk::user_part(&mut vm.qmp, cpu, low, high),
                 _ => walk::kernel_half(&mut vm.qmp, cpu, low, high),
             }
         }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The kernel's half of a CPU's page table, walked from outside, for the agent's `kernel` request.
+//! A CPU's page table, walked from outside, for the agent's requests `tlb` (a part of the user's half) and `kernel`.
 //!
 //! The tables are read from physical memory with the monitor's `xp` while the VM stands still. `info tlb` would
 //! print every leaf of that half: with KASAN's shadow, one zero page mapped over terabytes, it never ends. Here
@@ -7,11 +7,10 @@
 
 use std::collections::HashSet;
 use std::fmt::Write;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use crate::lab::Result;
 use crate::qmp::Qmp;
-use crate::tlb::register;
 
 const ENTRIES: u64 = 512;
 const PRESENT: u64 = 1 << 0;
@@ -33,8 +32,41 @@ const FLAGS: &[(char, u64)] = &[
     ('W', 1 << 1),
 ];
 
+/// The reply: `cpl=`, `cr3=`, `r15=`, then the leaves at virtual addresses in `low..high` of the user's half: virtual
+/// and physical address, flags, size. No leaves unless the CPU is in user mode: the agent asks again.
+pub fn user_part(qmp: &mut Qmp, cpu: u32, low: u64, high: u64) -> Result<String> {
+    qmp.execute("stop", serde_json::json!({}))?;
+    let reply = user_part_stopped(qmp, cpu, low..high);
+    qmp.execute("cont", serde_json::json!({}))?;
+    reply
+}
+
+fn user_part_stopped(qmp: &mut Qmp, cpu: u32, window: Range<u64>) -> Result<String> {
+    let registers = qmp.monitor("info registers", cpu)?;
+    let mut reply = String::new();
+    for (name, key) in [("cpl", "CPL="), ("cr3", "CR3="), ("r15", "R15=")] {
+        let value = register(&registers, key)
+            .ok_or_else(|| format!("'info registers' has no {key}:\n{registers}"))?;
+        let _ = writeln!(reply, "{name}={value}");
+    }
+    if register(&registers, "CPL=") != Some("3") || window.is_empty() {
+        return Ok(reply);
+    }
+    let mut walk = Walk {
+        table: |address| table(qmp, cpu, address),
+        window: window.start..=window.end - 1,
+        wanted: 0..u64::MAX,
+        seen: HashSet::new(),
+        total: 0,
+        leaves: String::new(),
+    };
+    let (root, levels) = root(&registers)?;
+    walk.descend(root, levels, 0)?;
+    Ok(reply + &walk.leaves)
+}
+
 /// The reply: `total=` with the bytes of all leaves in that half (shared tables counted once), then the leaves
-/// that lead to physical addresses in `low..high`, as the `tlb` request shows them.
+/// that lead to physical addresses in `low..high`, as [`user_part`] shows them.
 pub fn kernel_half(qmp: &mut Qmp, cpu: u32, low: u64, high: u64) -> Result<String> {
     qmp.execute("stop", serde_json::json!({}))?;
     let reply = walk_stopped(qmp, cpu, low..high);
@@ -44,23 +76,37 @@ pub fn kernel_half(qmp: &mut Qmp, cpu: u32, low: u64, high: u64) -> Result<Strin
 
 fn walk_stopped(qmp: &mut Qmp, cpu: u32, wanted: Range<u64>) -> Result<String> {
     let registers = qmp.monitor("info registers", cpu)?;
-    let value = |key: &str| {
-        let text = register(&registers, key).unwrap_or_default();
-        u64::from_str_radix(text, 16)
-            .map_err(|_| format!("'info registers' has no {key}:\n{registers}"))
-    };
-    let levels = if value("CR4=")? & LA57 != 0 { 5 } else { 4 };
-    let root = value("CR3=")? & ADDRESS;
+    let (root, levels) = root(&registers)?;
+    // The upper half's addresses have all bits set above those that are translated.
+    let all_set = u64::MAX << (12 + 9 * levels);
     let mut walk = Walk {
         table: |address| table(qmp, cpu, address),
+        window: u64::MAX << (11 + 9 * levels)..=u64::MAX,
         wanted,
         seen: HashSet::new(),
         total: 0,
         leaves: String::new(),
     };
-    // The upper half's addresses have all bits set above those that are translated.
-    walk.descend(root, levels, u64::MAX << (12 + 9 * levels), ENTRIES / 2)?;
+    walk.descend(root, levels, all_set)?;
     Ok(format!("total={:x}\n{}", walk.total, walk.leaves))
+}
+
+/// The table at the root and the number of levels.
+fn root(registers: &str) -> Result<(u64, u32)> {
+    let value = |key: &str| {
+        let text = register(registers, key).unwrap_or_default();
+        u64::from_str_radix(text, 16)
+            .map_err(|_| format!("'info registers' has no {key}:\n{registers}"))
+    };
+    let levels = if value("CR4=")? & LA57 != 0 { 5 } else { 4 };
+    Ok((value("CR3=")? & ADDRESS, levels))
+}
+
+/// A register's text in the reply to `info registers`.
+fn register<'a>(registers: &'a str, key: &str) -> Option<&'a str> {
+    // Values may be padded: "CPL=3", "R15=0000…", "CR3=0000…".
+    let rest = &registers[registers.find(key)? + key.len()..];
+    rest.split_ascii_whitespace().next()
 }
 
 /// The entries of the table at a physical address.
@@ -83,6 +129,9 @@ fn table(qmp: &mut Qmp, cpu: u32, address: u64) -> Result<Vec<u64>> {
 
 struct Walk<F> {
     table: F,
+    /// Virtual addresses to look at.
+    window: RangeInclusive<u64>,
+    /// Physical addresses, leaves to which are shown.
     wanted: Range<u64>,
     /// Tables that were read, each with its level: a table may stand for several levels.
     seen: HashSet<(u64, u32)>,
@@ -92,19 +141,20 @@ struct Walk<F> {
 
 impl<F: FnMut(u64) -> Result<Vec<u64>>> Walk<F> {
     /// Looks at a table of this level (1: its entries are pages) for virtual addresses from `virt` on.
-    fn descend(&mut self, address: u64, level: u32, virt: u64, first: u64) -> Result<()> {
+    fn descend(&mut self, address: u64, level: u32, virt: u64) -> Result<()> {
         if !self.seen.insert((address, level)) {
             return Ok(());
         }
         let size = 1 << (12 + 9 * (level - 1));
         let entries = (self.table)(address)?;
-        for (index, entry) in (0..).zip(entries).skip(first as usize) {
-            if entry & PRESENT == 0 {
+        for (index, entry) in (0..).zip(entries) {
+            let virt = virt + index * size;
+            let outside = virt > *self.window.end() || virt + (size - 1) < *self.window.start();
+            if entry & PRESENT == 0 || outside {
                 continue;
             }
-            let virt = virt + index * size;
             if level > 1 && entry & LARGE == 0 {
-                self.descend(entry & ADDRESS, level - 1, virt, 0)?;
+                self.descend(entry & ADDRESS, level - 1, virt)?;
                 continue;
             }
             self.total += size;
@@ -157,13 +207,13 @@ mod tests {
         };
         let mut walk = Walk {
             table,
+            window: 0xffff_8000_0000_0000..=u64::MAX,
             wanted: 0x1_0000_0000..0x1_0100_0000,
             seen: HashSet::new(),
             total: 0,
             leaves: String::new(),
         };
-        walk.descend(0x1000, 4, u64::MAX << 48, ENTRIES / 2)
-            .unwrap();
+        walk.descend(0x1000, 4, u64::MAX << 48).unwrap();
         assert_eq!(
             walk.leaves,
             "ffff800080000000: 0000000100200000 --PDA---W 2M\n\
@@ -171,5 +221,50 @@ mod tests {
         );
         assert_eq!(walk.total, (1 << 30) + (2 << 20) + 4096);
         assert_eq!(read, [0x1000, 0x2000, 0x3000, 0x4000]);
+    }
+
+    #[test]
+    fn the_window_bounds_what_is_read_and_shown() {
+        let mut read = Vec::new();
+        let table = |address| {
+            read.push(address);
+            let mut entries = vec![0; ENTRIES as usize];
+            let places: &[(usize, u64)] = match address {
+                0x1000 => &[(0, 0x2007), (1, 0x9007), (256, 0x9003)],
+                0x2000 => &[(0, 0x9007), (1, 0x4000_00e7), (2, 0x3007), (3, 0x9007)],
+                0x3000 => &[(0, 0x8000_00e7), (1, 0x8020_00e7), (2, 0x8040_00e7)],
+                other => panic!("read {other:#x}"),
+            };
+            for (index, entry) in places {
+                entries[*index] = *entry;
+            }
+            Ok(entries)
+        };
+        let mut walk = Walk {
+            table,
+            window: 0x4000_0000..=0x803f_ffff,
+            wanted: 0..u64::MAX,
+            seen: HashSet::new(),
+            total: 0,
+            leaves: String::new(),
+        };
+        walk.descend(0x1000, 4, 0).unwrap();
+        assert_eq!(
+            walk.leaves,
+            "0000000040000000: 0000000040000000 --PDA--UW 1G\n\
+             0000000080000000: 0000000080000000 --PDA--UW 2M\n\
+             0000000080200000: 0000000080200000 --PDA--UW 2M\n"
+        );
+        assert_eq!(read, [0x1000, 0x2000, 0x3000]);
+    }
+
+    #[test]
+    fn registers_are_found() {
+        let text =
+            "R14=0000000000000000 R15=00000000deadbeef\r\nCR3=0000000002a10000 CR4=003506f0\r\n\
+            RIP=00 RFL=00000246 [---Z-P-] CPL=3 II=0\r\n";
+        assert_eq!(register(text, "R15="), Some("00000000deadbeef"));
+        assert_eq!(register(text, "CPL="), Some("3"));
+        assert_eq!(root(text), Ok((0x2a1_0000, 4)));
     }
 }
