@@ -185,13 +185,21 @@ impl<F: FnMut(u64) -> Result<Vec<u64>>> Walk<F> {
 mod tests {
     use super::*;
 
+    /// A table with these entries, by index, and no others.
+    fn holding(places: &[(usize, u64)]) -> Vec<u64> {
+        let mut entries = vec![0; ENTRIES as usize];
+        for (index, entry) in places {
+            entries[*index] = *entry;
+        }
+        entries
+    }
+
     #[test]
     fn leaves_of_all_sizes_are_found_and_shared_tables_read_once() {
         // Physical addresses of the tables: 1000 (level 4), 2000 (3), 3000 (2), 4000 (1).
         let mut read = Vec::new();
         let table = |address| {
             read.push(address);
-            let mut entries = vec![0; ENTRIES as usize];
             let places: &[(usize, u64)] = match address {
                 // The user half is not looked at.
                 0x1000 => &[(0, 0x9001), (256, 0x2003), (511, 0x2003)],
@@ -200,10 +208,7 @@ mod tests {
                 0x4000 => &[(5, 0x1_0000_5061), (6, 0x1_0000_6000)],
                 other => panic!("read {other:#x}"),
             };
-            for (index, entry) in places {
-                entries[*index] = *entry;
-            }
-            Ok(entries)
+            Ok(holding(places))
         };
         let mut walk = Walk {
             table,
@@ -228,17 +233,13 @@ mod tests {
         let mut read = Vec::new();
         let table = |address| {
             read.push(address);
-            let mut entries = vec![0; ENTRIES as usize];
             let places: &[(usize, u64)] = match address {
                 0x1000 => &[(0, 0x2007), (1, 0x9007), (256, 0x9003)],
                 0x2000 => &[(0, 0x9007), (1, 0x4000_00e7), (2, 0x3007), (3, 0x9007)],
                 0x3000 => &[(0, 0x8000_00e7), (1, 0x8020_00e7), (2, 0x8040_00e7)],
                 other => panic!("read {other:#x}"),
             };
-            for (index, entry) in places {
-                entries[*index] = *entry;
-            }
-            Ok(entries)
+            Ok(holding(places))
         };
         let mut walk = Walk {
             table,

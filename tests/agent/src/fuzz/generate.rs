@@ -5,9 +5,11 @@
 //! words that something is known of. Nothing observed flows back, so a seed gives the same list everywhere.
 
 use super::model::{hot_blocks, is_giant, pages, physical, Model};
+use crate::scrub::Policy;
+
 use super::op::{
-    Hole, Lock, Look, Op, Place, Policy, Prot, Span, Touch, ARENA_PAGES, BLOCK, DENSE, DEVICES,
-    FILES, GIANT, PAGE, PROCESSES, SLOTS, WIDE,
+    Hole, Lock, Look, Op, Place, Prot, Span, Touch, ARENA_PAGES, BLOCK, DENSE, DEVICES, FILES,
+    GIANT, PAGE, PROCESSES, SLOTS, WIDE,
 };
 use super::random::Random;
 use super::space::Vma;

@@ -7,9 +7,11 @@
 use std::collections::BTreeMap;
 
 use super::memory::{Cell, Memory};
+use crate::scrub::Policy;
+
 use super::op::{
-    self, Expected, Look, Op, Place, Policy, Prot, Seen, Span, Touch, Want, BLOCK, DEVICES, FILES,
-    GIANT, PAGE, PROCESSES, SLOTS,
+    self, Expected, Look, Op, Place, Prot, Seen, Span, Touch, Want, BLOCK, DEVICES, FILES, GIANT,
+    PAGE, PROCESSES, SLOTS,
 };
 use super::space::{Flags, Remap, Space, Vma};
 

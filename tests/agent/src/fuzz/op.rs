@@ -7,6 +7,8 @@
 
 use std::fmt;
 
+use crate::scrub::Policy;
+
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
 /// Pages of a 2 MiB block.
@@ -88,28 +90,6 @@ pub enum Lock {
     OnFault,
     /// munlock.
     Undo,
-}
-
-/// What is done to a device between two tenants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Policy {
-    /// Zeroed when the last user of the unbound device is gone.
-    Release,
-    /// Zeroed when it is bound.
-    HandOut,
-    /// Left as it is.
-    Never,
-}
-
-impl Policy {
-    /// As the driver's attribute calls it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Policy::Release => "release",
-            Policy::HandOut => "hand-out",
-            Policy::Never => "never",
-        }
-    }
 }
 
 /// Things to look at that must not change anything.

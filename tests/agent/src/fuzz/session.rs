@@ -17,17 +17,18 @@ use std::time::{Duration, Instant};
 use super::memory::{stamp, Cell};
 use super::model::{hot_blocks, physical, poked, words_in};
 use super::op::{
-    address, Hole, Lock, Look, Observed, Op, Place, Policy, Prot, Seen, Shown, Span, Touch, ARENA,
+    address, Hole, Lock, Look, Observed, Op, Place, Prot, Seen, Shown, Span, Touch, ARENA,
     ARENA_PAGES, BLOCK, DEVICES, FILES, FLAG_DONTFORK, FLAG_HUGEPAGE, FLAG_NOHUGEPAGE, FLAG_READ,
     FLAG_WRITE, PAGE, PROCESSES, SLOTS,
 };
 use super::wire;
 use crate::case::{Failure, Named, Outcome};
-use crate::device::{driver_attribute, Device, DAX_DMEM};
+use crate::device::{Device, DAX_DMEM};
 use crate::fail;
 use crate::mapping::{Map, Mapping};
 use crate::probe;
 use crate::region::Region;
+use crate::scrub::Policy;
 use crate::sysfs;
 
 /// Threads that touch during a race.
@@ -306,10 +307,7 @@ impl<'a> Session<'a> {
     fn bind(&self, device: usize, policy: Policy) -> Outcome<Observed> {
         let _lock = FileLock::take(&self.window.lock)?;
         let device = &self.device(device)?.device;
-        sysfs::write(
-            driver_attribute(DAX_DMEM, "scrub_policy"),
-            &format!("{} {}", device.name, policy.name()),
-        )?;
+        policy.choose(device)?;
         Ok(Observed::one(match device.attach(DAX_DMEM) {
             Ok(()) => Seen::Done,
             Err(error) => Seen::Errno(error.raw_os_error().unwrap_or(0)),
