@@ -3,6 +3,7 @@ ifneq ($(KERNELRELEASE),)
 
 # Read by kbuild, with M= at this directory.
 obj-y += drivers/dax/
+obj-$(CONFIG_DMEM_TESTS) += tests/modules/
 
 else
 
@@ -48,7 +49,7 @@ test-debug: ## KUnit and the VM cases on a kernel with KASAN, lockdep, kmemleak
 ifeq ($(KDIR),)
 
 module: lab ## build dax_dmem.ko, warnings are errors
-	@$(SANDBOX) make module KDIR=$(LAB)/kernel MO=$(LAB)/module W=e
+	@$(SANDBOX) make module KDIR=$(LAB)/kernel MO=$(LAB)/module TESTS=m W=e
 
 else
 
@@ -62,9 +63,11 @@ REFUSAL = $(shell drivers/dax/dmem/check-rustc.sh $(KDIR)/.config '$(RUSTC)' 2>&
 module:
 	$(if $(REFUSAL),$(error $(REFUSAL)))
 	@$(MAKE) -s -C $(KDIR) M=$(CURDIR) MO=$(MO) CC=$(KCC) RUSTC='$(RUSTC)' \
-		CONFIG_DEV_DAX_DMEM=m CONFIG_DEV_DAX_DMEM_GUARD=m CONFIG_DEBUG_INFO_BTF_MODULES= modules
-	@for ko in dmem/dax_dmem.ko dmem-guard/dax_dmem_guard.ko; do \
-		cp $(MO)/drivers/dax/$$ko $(MO)/$${ko##*/}.new && \
+		CONFIG_DEV_DAX_DMEM=m CONFIG_DEV_DAX_DMEM_GUARD=m CONFIG_DMEM_TESTS=$(TESTS) \
+		CONFIG_DEBUG_INFO_BTF_MODULES= modules
+	@for ko in drivers/dax/dmem/dax_dmem.ko drivers/dax/dmem-guard/dax_dmem_guard.ko \
+		$(if $(TESTS),tests/modules/dmem_pat_probe.ko); do \
+		cp $(MO)/$$ko $(MO)/$${ko##*/}.new && \
 		mv $(MO)/$${ko##*/}.new $(MO)/$${ko##*/} && \
 		echo "built $(MO)/$${ko##*/}" || exit; \
 	done

@@ -119,6 +119,12 @@ configured() {
 	printf '%s\n' "$key" >"$TREE/.daxdmem-configured"
 }
 
+# test_modules: what cases load beside the driver. No part of the tree.
+test_modules() {
+	mkdir -p "$OUT/modules"
+	kbuild M="$CHECKOUT/tests/modules" MO="$OUT/modules" modules
+}
+
 # published: what VMs boot, put in place at once. A running VM keeps the old files open.
 published() {
 	local release new=$OUT/new
@@ -133,7 +139,7 @@ published() {
 	depmod --basedir "$new/root" --moduledir /usr/lib/modules "$release"
 	mksquashfs "$new/root" "$new/modules.squashfs" -comp lz4 -noappend -no-progress -no-xattrs -quiet
 	cp "$TREE/arch/x86/boot/bzImage" "$new/vmlinuz"
-	cp "$TREE/drivers/dax/dmem/dax_dmem.ko" "$new/"
+	cp "$TREE/drivers/dax/dmem/dax_dmem.ko" "$OUT/modules/dmem_pat_probe.ko" "$new/"
 	cp "$TREE/.config" "$new/config"
 	printf '%s\n' "$release" >"$new/release"
 	rm -rf "$OUT/old"

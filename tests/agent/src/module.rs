@@ -14,29 +14,37 @@ const COMPRESSED: libc::c_int = 4;
 
 /// Loads the module in this file; a module that is loaded already is no error.
 pub fn insert(path: &Path) -> io::Result<()> {
+    match insert_with(path, "") {
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+        Err(error) => Err(io::Error::new(
+            error.kind(),
+            format!("{}: {error}", path.display()),
+        )),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Loads the module in this file with these parameters, `NAME=VALUE` with blanks between.
+pub fn insert_with(path: &Path, parameters: &str) -> io::Result<()> {
     let file = std::fs::File::open(path)?;
     let flags = if path.extension().is_some_and(|e| e == "ko") {
         0
     } else {
         COMPRESSED
     };
-    let none = CString::default();
+    let parameters = CString::new(parameters).map_err(io::Error::other)?;
     // SAFETY: the descriptor is open and the parameter string NUL-terminated; the kernel copies both.
     let result = unsafe {
         libc::syscall(
             libc::SYS_finit_module,
             file.as_raw_fd(),
-            none.as_ptr(),
+            parameters.as_ptr(),
             flags,
         )
     };
-    match (result, io::Error::last_os_error()) {
-        (0, _) => Ok(()),
-        (_, error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
-        (_, error) => Err(io::Error::new(
-            error.kind(),
-            format!("{}: {error}", path.display()),
-        )),
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -27,8 +27,13 @@ pub fn carry(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// A file of the payload.
+pub fn path(name: &str) -> PathBuf {
+    Path::new(DIRECTORY).join(name)
+}
+
 fn module_file() -> PathBuf {
-    Path::new(DIRECTORY).join(format!("{MODULE}.ko"))
+    path(&format!("{MODULE}.ko"))
 }
 
 /// Puts module and tool where a host has them.
@@ -46,7 +51,7 @@ pub fn install() -> io::Result<()> {
         let line = format!("install {MODULE} /usr/sbin/insmod {installed} $CMDLINE_OPTS\n");
         fs::write(format!("/etc/modprobe.d/{MODULE}-lab.conf"), line)?;
     }
-    let tool = Path::new(DIRECTORY).join(TOOL);
+    let tool = path(TOOL);
     if tool.exists() {
         let installed = format!("/usr/bin/{TOOL}");
         fs::copy(&tool, &installed)?;
@@ -72,7 +77,7 @@ pub fn need_module() -> Outcome {
 
 /// Fails the case unless the operator's tool came along.
 pub fn need_tool() -> Outcome {
-    if !Path::new(DIRECTORY).join(TOOL).exists() {
+    if !path(TOOL).exists() {
         return Err(Failure::Fail(format!(
             "{TOOL} did not come along: build it with 'make tool' first"
         )));

@@ -7,18 +7,18 @@ use std::time::Duration;
 
 use crate::case::{errno, Case, Outcome};
 use crate::child::Child;
-use crate::device::{driver_attribute, Device, DAX_DMEM, DEVICE_DAX};
+use crate::device::Device;
 use crate::kernel_log::{complaints, KernelLog};
 use crate::mapping::{Map, Mapping};
 use crate::pattern::Pattern;
-use crate::region::{Region, GIB, KIB, MIB};
+use crate::region::{GIB, KIB, MIB};
 use crate::vfio::Bar;
 use crate::{check, check_eq, fail, module, payload, probe, say, skip, sysfs};
 
 use super::page_less;
 
-const PAGE: u64 = 4 * KIB;
-const HUGE: u64 = 2 * MIB;
+pub(super) const PAGE: u64 = 4 * KIB;
+pub(super) const HUGE: u64 = 2 * MIB;
 /// Inside a 1 GiB leaf, at no boundary of 2 MiB.
 const CUT: u64 = 300 * MIB + 7 * PAGE;
 /// Closes the hole of mbind on stock kernels.
@@ -34,7 +34,7 @@ const OOPS: &[&str] = &[
 ];
 
 /// A hole that ends in an Oops leaves locks behind: nothing else runs in that VM.
-const CRASH: Case = Case {
+pub(super) const CRASH: Case = Case {
     limit: 60,
     fresh: true,
     dies: true,
@@ -87,34 +87,16 @@ pub const CASES: &[Case] = &[
         run: smaps_unmaps,
         ..Case::DEFAULT
     },
-    Case {
-        name: "hole-device-dax-pgmap",
-        shows: "a failed bind of device_dax spoils the next one on the stock kernel, and does not with the patch",
-        run: device_dax_pgmap,
-        ..Case::DEFAULT
-    },
-    Case {
-        name: "hole-device-dax-reopen",
-        shows: "mmap of a device_dax file reopened after unbind: Oops on the stock kernel, ENXIO with the patch",
-        run: device_dax_reopen,
-        ..CRASH
-    },
-    Case {
-        name: "hole-mapping-while-bound",
-        shows: "sysfs adds ranges to a bound device on the stock kernel, and answers EBUSY with the patch",
-        run: mapping_while_bound,
-        ..Case::DEFAULT
-    },
 ];
 
 /// Whether the kernel has mm/patches: tests/lab/debug-kernel, who gives this name, puts them in.
-fn patched() -> bool {
+pub(super) fn patched() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease");
     release.is_ok_and(|name| name.trim_end().ends_with("-daxdmem-debug"))
 }
 
 /// What became of a system call that may take the kernel down.
-struct Attempt {
+pub(super) struct Attempt {
     /// Exit code of the process that made it; `None`: it never came back.
     code: Option<i32>,
     /// What the kernel said meanwhile.
@@ -125,7 +107,7 @@ impl Attempt {
     /// Has a process of its own do it. That process exits with the closure's value, or never.
     ///
     /// `keep` is the one file that it may use.
-    fn make(keep: Option<RawFd>, call: impl FnOnce() -> i32) -> Outcome<Attempt> {
+    pub(super) fn make(keep: Option<RawFd>, call: impl FnOnce() -> i32) -> Outcome<Attempt> {
         let mut log = KernelLog::open()?;
         log.read_new();
         let child = Child::start(|_| {
@@ -181,7 +163,7 @@ impl Attempt {
     }
 
     /// Demands that the kernel died in this function, or in one that it called.
-    fn check_oops_in(&self, function: &str) -> Outcome {
+    pub(super) fn check_oops_in(&self, function: &str) -> Outcome {
         let says = |text: &str| self.lines.iter().find(|line| line.contains(text));
         say!("{}", says("RIP: 0010:").map_or("no Oops", String::as_str));
         check!(
@@ -371,7 +353,7 @@ fn answers(beside: Option<&Device>) -> Outcome<Vec<i32>> {
 }
 
 fn guard() -> Outcome {
-    let file = std::path::Path::new(payload::DIRECTORY).join(format!("{GUARD}.ko"));
+    let file = payload::path(&format!("{GUARD}.ko"));
     if !file.exists() {
         skip!("{GUARD}.ko was not built");
     }
@@ -536,74 +518,5 @@ fn smaps_unmaps() -> Outcome {
         );
     }
     check_eq!(mapping.read(0), mark(0), "first word");
-    Ok(())
-}
-
-fn device_dax_pgmap() -> Outcome {
-    let device = page_less(GIB, &[(0, GIB)])?;
-    // Quarantined ranges are claimed, which makes every other bind fail.
-    let file = device.open()?;
-    device.unbind()?;
-    // `new_id` probes, and reports nothing.
-    sysfs::try_write(driver_attribute(DEVICE_DAX, "new_id"), &device.name)?;
-    let again = errno(sysfs::try_write(
-        driver_attribute(DEVICE_DAX, "bind"),
-        &device.name,
-    ));
-    sysfs::write(driver_attribute(DEVICE_DAX, "remove_id"), &device.name)?;
-    drop(file);
-    // On the stock kernel this clears the dangling pointer, which destroying the device would free.
-    device.bind(DAX_DMEM)?;
-    let demanded = if patched() { libc::EBUSY } else { libc::EINVAL };
-    check_eq!(again, Some(demanded), "errno of the second bind");
-    Ok(())
-}
-
-fn device_dax_reopen() -> Outcome {
-    let device = Region::first()?.create(HUGE, &[(0, GIB)])?;
-    device.bind(DEVICE_DAX)?;
-    let file = device.open()?;
-    device.unbind()?;
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let reopened = std::fs::File::options().read(true).write(true).open(path);
-    if patched() {
-        check_eq!(
-            errno(reopened),
-            Some(libc::ENXIO),
-            "errno of opening it again"
-        );
-        return Ok(());
-    }
-    let reopened = reopened?;
-    let attempt = Attempt::make(Some(reopened.as_raw_fd()), || {
-        errno(Map::new(HUGE).file(&reopened)).unwrap_or(0)
-    })?;
-    // The dead process is inside the dax core's SRCU section.
-    std::mem::forget((device, file));
-    attempt.check_oops_in("__check_vma")
-}
-
-fn mapping_while_bound() -> Outcome {
-    let region = Region::first()?;
-    let device = region.create(HUGE, &[(0, GIB)])?;
-    device.bind(DEVICE_DAX)?;
-    let add = |start: u64, length: u64| {
-        let start = region.start + start;
-        let text = format!("{:x}-{:x}", start, start + length - 1);
-        errno(sysfs::try_write(device.attribute("mapping"), &text))
-    };
-    let bound = add(GIB, GIB);
-    device.unbind()?;
-    let misaligned = add(2 * GIB, HUGE + PAGE);
-    let demanded = if patched() {
-        (Some(libc::EBUSY), Some(libc::EINVAL), GIB)
-    } else {
-        (None, None, 2 * GIB)
-    };
-    check_eq!(
-        (bound, misaligned, device.size()?),
-        demanded,
-        "errno with a driver, errno of a misaligned length, bytes of the device"
-    );
     Ok(())
 }

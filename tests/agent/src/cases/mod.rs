@@ -11,6 +11,7 @@ mod demo;
 mod fuzz;
 mod guest;
 mod holes;
+mod holes_dax;
 mod hostile;
 mod isolation;
 mod lab;
@@ -42,6 +43,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         contents::CASES,
         hostile::CASES,
         holes::CASES,
+        holes_dax::CASES,
         lifecycle::CASES,
         scrub::CASES,
         scrub_course::CASES,

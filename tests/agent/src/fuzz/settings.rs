@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What is to be run: defaults, or a file that came with the VM (`dmem-runner --add`).
 
-use std::path::Path;
-
 use crate::case::{Failure, Outcome};
 use crate::payload;
 use crate::sysfs;
@@ -48,7 +46,7 @@ impl Settings {
 
     /// The file's settings, if there is one.
     pub fn read(self) -> Outcome<Settings> {
-        match std::fs::read_to_string(Path::new(payload::DIRECTORY).join(FILE)) {
+        match std::fs::read_to_string(payload::path(FILE)) {
             Ok(text) => self.parsed(&text),
             Err(_) => Ok(self),
         }
