@@ -5,6 +5,7 @@
 //! list from a seed, `session` does it, this file compares the two and shortens a list that fails. All but
 //! `session` is pure and runs on the host, too. See Documentation/fuzzing.md.
 
+mod calls;
 mod generate;
 mod memory;
 mod model;
