@@ -75,10 +75,11 @@ static struct miscdevice probe_device = {
 
 static int track_all(void)
 {
+	int (*call)(unsigned long pfn, unsigned long size, pgprot_t *prot);
 	pgprot_t prot = PAGE_SHARED;
-	typeof(&pfnmap_track) call = symbol_get(pfnmap_track);
 	int err;
 
+	call = symbol_get(pfnmap_track);
 	if (!call)
 		return -ENOENT;
 	err = call(PHYS_PFN(base), size, &prot);
@@ -88,8 +89,9 @@ static int track_all(void)
 
 static void untrack_all(void)
 {
-	typeof(&pfnmap_untrack) call = symbol_get(pfnmap_untrack);
+	void (*call)(unsigned long pfn, unsigned long size);
 
+	call = symbol_get(pfnmap_untrack);
 	if (WARN_ON(!call))
 		return;
 	call(PHYS_PFN(base), size);
