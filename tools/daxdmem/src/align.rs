@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use dmem_plan::Leaf;
 
+use crate::error::{Error, Result};
 use crate::size::Size;
 
 /// A device's alignment.
@@ -46,6 +47,36 @@ impl Align {
     /// (drivers/dax/bus.c, `alloc_is_aligned`).
     pub fn grain(self) -> Size {
         Size(self.0.size().max(Leaf::Pmd.size()))
+    }
+
+    /// Refuses sizes that are no multiple of the unit.
+    pub fn check(self, size: Size) -> Result<()> {
+        let grain = self.grain();
+        if size.0 != 0 && size.0 % grain.0 == 0 {
+            return Ok(());
+        }
+        let near = near(size, grain);
+        let finer = Align::default_for(Size(Leaf::Pmd.size()));
+        let near = match size.0 != 0 && size.0 % finer.grain().0 == 0 {
+            true => format!("{near}, or keep the size and choose align {finer}"),
+            false => near,
+        };
+        Err(Error::Misaligned {
+            size,
+            align: self,
+            grain,
+            near,
+        })
+    }
+}
+
+/// The sizes next to one that is no multiple of the unit.
+pub fn near(size: Size, unit: Size) -> String {
+    let below = size.0 / unit.0 * unit.0;
+    match (below, below.checked_add(unit.0)) {
+        (0, Some(above)) => Size(above).to_string(),
+        (below, Some(above)) => format!("{} or {}", Size(below), Size(above)),
+        (below, None) => Size(below).to_string(),
     }
 }
 
@@ -88,6 +119,33 @@ mod tests {
         }
         assert_eq!(Align(Leaf::Pte).to_string(), "4K");
         assert_eq!(Align(Leaf::Pud).to_string(), "1G");
+    }
+
+    #[test]
+    fn sizes_that_do_not_fit_the_grain() {
+        let refusal = |size: &str, align: &str| {
+            let align: Align = align.parse().unwrap();
+            align.check(size.parse().unwrap()).unwrap_err().to_string()
+        };
+        assert_eq!(
+            refusal("1.5G", "1G"),
+            "size 1.5G is no multiple of 1G, the unit of devices with align 1G\n\
+             Use 1G or 2G, or keep the size and choose align 2M"
+        );
+        assert_eq!(
+            refusal("3M", "4K"),
+            "size 3M is no multiple of 2M, the unit of devices with align 4K\nUse 2M or 4M"
+        );
+        assert_eq!(
+            refusal("1", "2M"),
+            "size 1 is no multiple of 2M, the unit of devices with align 2M\nUse 2M"
+        );
+        assert_eq!(
+            refusal("0", "1G"),
+            "size 0 is no multiple of 1G, the unit of devices with align 1G\nUse 1G"
+        );
+        assert!(refusal("18446744073709551615", "1G").ends_with("\nUse 17179869183G"));
+        assert!(Align(Leaf::Pte).check(Size(2 << 20)).is_ok());
     }
 
     #[test]

@@ -6,7 +6,8 @@ use clap::{ArgGroup, Args, Parser, Subcommand};
 
 use crate::access::{Mode, Owner};
 use crate::align::Align;
-use crate::name::{GuestName, Target};
+use crate::name::{GuestName, PartName, Target};
+use crate::nodes::Share;
 use crate::scrub::Policy;
 use crate::size::Size;
 
@@ -38,6 +39,7 @@ Examples:
   daxdmem create vm1 --size 16G
   daxdmem create vm2 --size 4610M --node 1
   daxdmem create vm3 --size 512M --align 4K --region 0
+  daxdmem create db1 --size 64G --node 0,1
   daxdmem create vm4 --size 64G --owner libvirt-qemu:kvm --mode 0660 --no-wait";
 
 /// The verbs.
@@ -47,14 +49,14 @@ pub enum Command {
     ///
     /// Everybody may look. Physical addresses, and what follows from them, are shown to root only.
     List(ListArgs),
-    /// Make a page-less device for a guest
+    /// Make a page-less device for a guest, or one on each of several NUMA nodes
     ///
     /// The memory comes from one region, in as few pieces as possible, and so that as many 1 GiB leaves as possible
     /// are to be had. Loads the driver if need be. Memory that is not known to be zero is scrubbed before anybody can
     /// open the device; the command waits for that.
     #[command(after_long_help = CREATE_EXAMPLES)]
     Create(CreateArgs),
-    /// Unmake a guest's device and give its memory back to the region
+    /// Unmake a guest's devices and give their memory back
     ///
     /// With scrub policy release the driver scrubs the memory in the background.
     Destroy(DestroyArgs),
@@ -75,7 +77,8 @@ pub enum Command {
     ///
     /// As in: qemu-system-x86_64 $(daxdmem qemu-args vm1) -accel kvm ...
     ///
-    /// The guest's memory size is the device's: leave -m out.
+    /// The guest's memory size is the device's: leave -m out. A guest of several devices gets as many NUMA nodes, in the
+    /// order of the host's.
     QemuArgs(QemuArgs),
 }
 
@@ -96,8 +99,8 @@ pub struct CreateArgs {
     /// The guest's name: up to 63 of a-z, 0-9, '.', '_' and '-'
     pub name: GuestName,
     /// Size: bytes, or with K, M, G or T (powers of 1024) behind it
-    #[arg(long)]
-    pub size: Size,
+    #[arg(long, required_unless_present = "node")]
+    pub size: Option<Size>,
     /// Unit in which the memory is cut: 4K, 2M or 1G [default: 1G if the size is a multiple of it, else 2M]
     ///
     /// With 1G every byte can be mapped by 1 GiB leaves. With 4K and 2M sizes are multiples of 2 MiB, pieces of whole
@@ -105,8 +108,11 @@ pub struct CreateArgs {
     #[arg(long)]
     pub align: Option<Align>,
     /// Take memory of this NUMA node only
-    #[arg(long)]
-    pub node: Option<u32>,
+    ///
+    /// With several the guest gets a device on each, called NAME:NODE; the size is split evenly, unless each node has
+    /// its own: --node 0=4G,1=8G.
+    #[arg(long, value_name = "NODE[=SIZE]", value_delimiter = ',')]
+    pub node: Vec<Share>,
     /// Take memory of this region only: X in the names daxX.Y of its devices
     #[arg(long)]
     pub region: Option<u32>,
@@ -150,8 +156,9 @@ pub struct WaitArgs {
 /// See [`Command::Destroy`].
 #[derive(Debug, Args)]
 pub struct DestroyArgs {
-    /// The guest's name
-    pub name: GuestName,
+    /// The guest's name; NAME:NODE for one of several devices
+    #[arg(value_name = "NAME[:NODE]")]
+    pub name: PartName,
     /// Take the memory away from programs that use it: they get SIGBUS
     #[arg(long)]
     pub force: bool,
@@ -163,8 +170,8 @@ pub struct DestroyArgs {
 /// See [`Command::Bind`].
 #[derive(Debug, Args)]
 pub struct BindArgs {
-    /// The guest's name, or the device's, daxX.Y
-    #[arg(value_name = "NAME|daxX.Y")]
+    /// The guest's name, NAME:NODE for one of several devices, or the device's, daxX.Y
+    #[arg(value_name = "NAME[:NODE]|daxX.Y")]
     pub target: Target,
     /// Policy, owner and mode
     #[command(flatten)]
@@ -178,8 +185,8 @@ pub struct BindArgs {
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("what").args(["scrub", "owner", "mode"]).required(true).multiple(true)))]
 pub struct SetArgs {
-    /// The guest's name, or the device's, daxX.Y
-    #[arg(value_name = "NAME|daxX.Y")]
+    /// The guest's name, NAME:NODE for one of several devices, or the device's, daxX.Y
+    #[arg(value_name = "NAME[:NODE]|daxX.Y")]
     pub target: Target,
     /// Policy, owner and mode
     #[command(flatten)]
@@ -189,8 +196,8 @@ pub struct SetArgs {
 /// See [`Command::Unbind`].
 #[derive(Debug, Args)]
 pub struct UnbindArgs {
-    /// The guest's name, or the device's, daxX.Y
-    #[arg(value_name = "NAME|daxX.Y")]
+    /// The guest's name, NAME:NODE for one of several devices, or the device's, daxX.Y
+    #[arg(value_name = "NAME[:NODE]|daxX.Y")]
     pub target: Target,
     /// Take the memory away from programs that use it: they get SIGBUS
     #[arg(long)]
@@ -200,8 +207,8 @@ pub struct UnbindArgs {
 /// See [`Command::QemuArgs`].
 #[derive(Debug, Args)]
 pub struct QemuArgs {
-    /// The guest's name, or the device's, daxX.Y
-    #[arg(value_name = "NAME|daxX.Y")]
+    /// The guest's name, NAME:NODE for one of several devices, or the device's, daxX.Y
+    #[arg(value_name = "NAME[:NODE]|daxX.Y")]
     pub target: Target,
 }
 
@@ -224,8 +231,19 @@ mod tests {
         };
         assert_eq!(
             (args.size, args.align, args.node, args.region),
-            (Size(4 << 30), None, Some(1), None)
+            (Some(Size(4 << 30)), None, vec!["1".parse().unwrap()], None)
         );
+        for line in [
+            "create db1 --node 0=1G,1=2G",
+            "create db1 --node 0=1G --node 1=2G",
+        ] {
+            let cli = Cli::try_parse_from(["daxdmem"].into_iter().chain(line.split(' '))).unwrap();
+            let Command::Create(args) = cli.command else {
+                panic!("{cli:?}")
+            };
+            let sizes = args.node.iter().map(|share| share.size).collect::<Vec<_>>();
+            assert_eq!(sizes, [Some(Size(1 << 30)), Some(Size(2 << 30))]);
+        }
         let line =
             "daxdmem create vm1 --size 1G --scrub hand-out --owner qemu:kvm --mode 0660 --no-wait";
         let cli = Cli::try_parse_from(line.split(' ')).unwrap();
@@ -261,6 +279,15 @@ mod tests {
                 "daxdmem create vm1 --size 4G --align 8K",
                 "'8K' is no alignment: use 4K, 2M or 1G",
             ),
+            (
+                "daxdmem create vm1 --size 4G --node all",
+                "'all' is no NUMA node",
+            ),
+            (
+                "daxdmem create vm1:0 --size 4G",
+                "'vm1:0' is no name for a guest",
+            ),
+            ("daxdmem destroy vm1:x", "'vm1:x' is no device of a guest"),
             ("daxdmem destroy dax0.1", "'dax0.1' is the name of a device"),
             ("daxdmem list --json --verbose", "cannot be used with"),
             ("daxdmem set vm1", "required arguments were not provided"),

@@ -10,7 +10,8 @@ use std::process::ExitCode;
 
 use crate::align::Align;
 use crate::bus::Range;
-use crate::name::{DeviceName, GuestName, Target};
+use crate::name::{DeviceName, GuestName, PartName, Target};
+use crate::nodes::NodesError;
 use crate::size::Size;
 use crate::space::Shortage;
 use crate::users::Users;
@@ -78,7 +79,7 @@ pub enum Error {
     NameTaken { name: GuestName, device: DeviceName },
 
     #[error("no guest is called {name}\n{known}")]
-    UnknownName { name: GuestName, known: String },
+    UnknownName { name: PartName, known: String },
 
     #[error("there is no device {device}\n`daxdmem list` shows the devices there are")]
     UnknownDevice { device: DeviceName },
@@ -87,7 +88,7 @@ pub enum Error {
         "{device}, which {name} stood for, is gone or was changed by another program than daxdmem\n\
          `daxdmem destroy {name}` forgets the name and leaves the devices alone"
     )]
-    Gone { name: GuestName, device: DeviceName },
+    Gone { name: PartName, device: DeviceName },
 
     #[error("{target} is in use: {users}\nEnd that first. With --force it is taken away from them: they get SIGBUS")]
     InUse { target: String, users: Users },
@@ -155,6 +156,9 @@ pub enum Error {
          Another program (daxctl?) works on the same region: repeat the command when it is done"
     )]
     Disturbed { device: DeviceName, what: String },
+
+    #[error(transparent)]
+    Nodes(#[from] NodesError),
 
     #[error("{what}: {source}{hint}")]
     Kernel {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::Access;
 use crate::bus::{Identity, Range};
-use crate::name::GuestName;
+use crate::name::{GuestName, PartName};
 use crate::settings::Settings;
 
 /// An operation that has begun and not ended.
@@ -45,6 +45,55 @@ impl fmt::Display for Operation {
     }
 }
 
+/// What is done to all devices of a guest that has several, operation by operation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "kebab-case")]
+pub enum Group {
+    /// They are made. Interrupted, those that are there are unmade.
+    Create(CreateAll),
+    /// They are unmade. Interrupted, it goes on.
+    Destroy(DestroyAll),
+    /// What was chosen for them is changed. Interrupted, it goes on.
+    Set(SetAll),
+}
+
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Group::Create(create) => write!(f, "create {}", create.guest),
+            Group::Destroy(destroy) => write!(f, "destroy {}", destroy.guest),
+            Group::Set(set) => write!(f, "set {}", set.guest),
+        }
+    }
+}
+
+/// See [`Group::Create`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateAll {
+    /// For whom.
+    pub guest: GuestName,
+    /// The nodes of the devices to make.
+    pub nodes: Vec<u32>,
+}
+
+/// See [`Group::Destroy`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DestroyAll {
+    /// Whose.
+    pub guest: GuestName,
+    /// Whether their users are not to be asked.
+    pub force: bool,
+}
+
+/// See [`Group::Set`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetAll {
+    /// Whose.
+    pub guest: GuestName,
+    /// The single changes.
+    pub sets: Vec<Set>,
+}
+
 /// See [`Operation::Survey`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Survey {
@@ -58,7 +107,7 @@ pub struct Survey {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Create {
     /// For whom.
-    pub name: GuestName,
+    pub name: PartName,
     /// Directory of the region in sysfs.
     pub region: PathBuf,
     /// Inode numbers of the region's devices that were there before.
@@ -71,6 +120,9 @@ pub struct Create {
     pub align: u64,
     /// The ranges to add, in order of offset.
     pub ranges: Vec<Range>,
+    /// The whole region: later devices may leave none behind that tells.
+    #[serde(default)]
+    pub whole: Option<Range>,
     /// What was chosen for it.
     #[serde(default)]
     pub settings: Settings,
@@ -80,7 +132,7 @@ pub struct Create {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Destroy {
     /// Whose.
-    pub name: GuestName,
+    pub name: PartName,
     /// Whether its users are not to be asked.
     pub force: bool,
 }
@@ -92,7 +144,7 @@ pub struct Bind {
     pub device: Identity,
     /// The guest whose it is.
     #[serde(default)]
-    pub name: Option<GuestName>,
+    pub name: Option<PartName>,
     /// What was chosen for it.
     #[serde(default)]
     pub settings: Settings,
@@ -107,7 +159,7 @@ pub struct Set {
     /// The device.
     pub device: Identity,
     /// The guest whose it is.
-    pub name: Option<GuestName>,
+    pub name: Option<PartName>,
     /// What is chosen for it from now on.
     pub settings: Settings,
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `/dev/daxdmem/NAME`, the link from a guest's name to its device.
+//! `/dev/daxdmem/NAME`, the link from a guest's name to its device; `/dev/daxdmem/NAME:NODE` where it has several.
 //!
 //! The links are made from the state and put right by every run that has the lock. They are public: the state holds
 //! physical addresses, which are root's alone.
@@ -12,7 +12,7 @@ use std::os::unix::fs::{symlink, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::name::{DeviceName, GuestName};
+use crate::name::{DeviceName, PartName};
 
 /// The directory of links.
 #[derive(Debug, Clone)]
@@ -26,12 +26,12 @@ impl Default for Links {
 
 impl Links {
     /// Path of a guest's link.
-    pub fn path(&self, name: &GuestName) -> PathBuf {
+    pub fn path(&self, name: &PartName) -> PathBuf {
         self.0.join(name.to_string())
     }
 
     /// Makes the link, in place of one that leads elsewhere. Returns whether there was something to do.
-    pub fn set(&self, name: &GuestName, device: DeviceName) -> Result<bool> {
+    pub fn set(&self, name: &PartName, device: DeviceName) -> Result<bool> {
         let path = self.path(name);
         let target = Path::new("..").join(device.to_string());
         match fs::read_link(&path) {
@@ -57,7 +57,7 @@ impl Links {
     }
 
     /// Removes the link, and the directory with the last one. Returns whether there was something to do.
-    pub fn remove(&self, name: &GuestName) -> Result<bool> {
+    pub fn remove(&self, name: &PartName) -> Result<bool> {
         let path = self.path(name);
         match fs::read_link(&path) {
             Ok(_) => {}
@@ -86,7 +86,7 @@ impl Links {
     }
 
     /// Whether a new guest's link can be made.
-    pub fn check(&self, name: &GuestName) -> Result<()> {
+    pub fn check(&self, name: &PartName) -> Result<()> {
         let path = self.path(name);
         match fs::symlink_metadata(&path) {
             Ok(found) if !found.is_symlink() => Err(Error::InTheWay { path }),
@@ -95,7 +95,7 @@ impl Links {
     }
 
     /// All names by device, for who may not read the state.
-    pub fn names(&self) -> BTreeMap<DeviceName, GuestName> {
+    pub fn names(&self) -> BTreeMap<DeviceName, PartName> {
         let links = fs::read_dir(&self.0).into_iter().flatten().flatten();
         let entry = |link: fs::DirEntry| {
             let target = fs::read_link(link.path()).ok()?;
@@ -114,7 +114,7 @@ mod tests {
     fn links_come_and_go() {
         let dir = tempfile::tempdir().unwrap();
         let links = Links(dir.path().join("daxdmem"));
-        let (vm1, vm2): (GuestName, GuestName) = ("vm1".parse().unwrap(), "vm2".parse().unwrap());
+        let (vm1, vm2): (PartName, PartName) = ("vm1".parse().unwrap(), "vm2:1".parse().unwrap());
         let (first, second): (DeviceName, DeviceName) =
             ("dax0.0".parse().unwrap(), "dax0.1".parse().unwrap());
 
@@ -153,7 +153,7 @@ mod tests {
     fn other_peoples_files_stay() {
         let dir = tempfile::tempdir().unwrap();
         let links = Links(dir.path().to_owned());
-        let name: GuestName = "vm1".parse().unwrap();
+        let name: PartName = "vm1".parse().unwrap();
         fs::write(links.path(&name), "mine").unwrap();
         let device: DeviceName = "dax0.0".parse().unwrap();
         for result in [

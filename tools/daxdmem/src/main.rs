@@ -3,7 +3,7 @@
 //! daxdmem, the operator's tool: cuts reserved memory into page-less devices for guests.
 //!
 //! The way of a command: [`cli`] understands it, a file in [`verb`] carries it out on what [`bus`] and [`store`] show,
-//! by single steps of [`change`]. What is begun is written to [`journal`] first, and [`repair`] ends what was
+//! by single steps of [`change`], put together in [`making`] where a device is new. What is begun is written to [`journal`] first, and [`repair`] ends what was
 //! interrupted. [`space`] chooses where a device goes; [`report`] is what `list` prints.
 
 #![deny(unsafe_code)]
@@ -21,7 +21,9 @@ mod error;
 mod ffi;
 mod journal;
 mod link;
+mod making;
 mod name;
+mod nodes;
 mod repair;
 mod report;
 mod scrub;

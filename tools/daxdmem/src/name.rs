@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Names: of guests, which operators choose, and of devices, `daxX.Y`, which the kernel chooses.
+//! Names: of guests, which operators choose, of their devices, which follow from those, and of devices, `daxX.Y`, which
+//! the kernel chooses.
 
 use std::fmt;
 use std::str::FromStr;
@@ -59,6 +60,75 @@ impl fmt::Display for GuestName {
     }
 }
 
+/// Name of a guest's device: `NAME`, or `NAME:NODE` where the guest has one on each of several NUMA nodes.
+///
+/// Where a command takes all of a guest's devices, `NAME` stands for them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PartName {
+    /// Whose it is.
+    pub guest: GuestName,
+    /// The node it is on, if the guest has others.
+    pub node: Option<u32>,
+}
+
+impl PartName {
+    /// Whether this names that device, alone or among others.
+    pub fn covers(&self, part: &PartName) -> bool {
+        self.guest == part.guest && (self.node.is_none() || self.node == part.node)
+    }
+}
+
+impl From<GuestName> for PartName {
+    fn from(guest: GuestName) -> PartName {
+        PartName { guest, node: None }
+    }
+}
+
+impl FromStr for PartName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Some((guest, node)) = text.split_once(':') else {
+            return text.parse().map(|guest: GuestName| guest.into());
+        };
+        let name = PartName {
+            guest: guest.parse()?,
+            node: node.parse().ok(),
+        };
+        // One spelling for each: no sign, no leading zeros.
+        match name.to_string() == text {
+            true => Ok(name),
+            false => Err(format!(
+                "'{text}' is no device of a guest: they are called NAME, or NAME:NODE with the number of a NUMA node"
+            )),
+        }
+    }
+}
+
+impl TryFrom<String> for PartName {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<PartName> for String {
+    fn from(name: PartName) -> String {
+        name.to_string()
+    }
+}
+
+impl fmt::Display for PartName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.node {
+            Some(node) => f.pad(&format!("{}:{node}", self.guest)),
+            None => self.guest.fmt(f),
+        }
+    }
+}
+
 /// Name of a device, `daxX.Y`: X is the region's id, Y the device's in the region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -113,11 +183,11 @@ impl fmt::Display for DeviceName {
     }
 }
 
-/// What commands take for a device: its own name or its guest's.
+/// What commands take for devices: one's own name, or the guest's for all that it has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// By the guest's name.
-    Guest(GuestName),
+    /// By the guest's name, and the node where it is one of several.
+    Guest(PartName),
     /// By its own.
     Device(DeviceName),
 }
@@ -211,10 +281,41 @@ mod tests {
         );
     }
 
+    #[test]
+    fn devices_of_guests() {
+        let name = |text: &str| text.parse::<PartName>();
+        let (all, one) = (name("db1").unwrap(), name("db1:1").unwrap());
+        assert_eq!((all.node, one.node), (None, Some(1)));
+        assert!(all.covers(&all) && all.covers(&one) && one.covers(&one));
+        assert!(!one.covers(&all) && !one.covers(&name("db1:0").unwrap()));
+        assert!(!all.covers(&name("db2").unwrap()));
+        for text in [
+            "db1:",
+            "db1:01",
+            "db1:+1",
+            "db1:-1",
+            "db1:x",
+            "db1:0:1",
+            "db1:4294967296",
+        ] {
+            let error = name(text).unwrap_err();
+            assert!(error.contains("is no device of a guest"), "{error}");
+        }
+        for text in [":0", "dax0.1:0", "DB1:0"] {
+            assert!(name(text).is_err(), "{text}");
+        }
+        let mut names = ["db1:10", "db1:2", "db1"].map(|text| name(text).unwrap());
+        names.sort();
+        assert_eq!(
+            names.map(|name| name.to_string()),
+            ["db1", "db1:2", "db1:10"]
+        );
+    }
+
     proptest! {
         #[test]
-        fn a_guest_name_is_a_plain_file_name(text in ".{0,70}") {
-            if let Ok(name) = text.parse::<GuestName>() {
+        fn a_guest_name_is_a_plain_file_name(text in ".{0,70}|[a-z]{0,9}:[0-9:]{0,3}") {
+            if let Ok(name) = text.parse::<PartName>() {
                 let path = std::path::Path::new("/dev/daxdmem").join(name.to_string());
                 prop_assert_eq!(path.parent(), Some(std::path::Path::new("/dev/daxdmem")));
                 prop_assert_eq!(path.file_name().and_then(|name| name.to_str()), Some(text.as_str()));

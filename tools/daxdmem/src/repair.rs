@@ -10,11 +10,11 @@ use std::fmt;
 use crate::bus::{Bus, Device, Identity};
 use crate::change;
 use crate::error::{Error, Result};
-use crate::journal::{Bind, Create, Destroy, Operation, Set, Survey};
+use crate::journal::{Bind, Create, CreateAll, Destroy, DestroyAll, Group, Operation, Set, Survey};
 use crate::link::Links;
-use crate::name::{DeviceName, GuestName};
+use crate::name::{DeviceName, PartName};
 use crate::settings::Settings;
-use crate::store::{Record, Store};
+use crate::store::{Record, State, Store};
 use crate::users::Users;
 
 /// How an interrupted operation ended.
@@ -23,19 +23,28 @@ pub enum Ended {
     /// A survey's device is gone again.
     SurveyUndone,
     /// A guest is not there, as before.
-    CreateUndone(GuestName),
+    CreateUndone(PartName),
     /// A guest is there: somebody uses its device already.
-    CreateDone(GuestName, DeviceName),
+    CreateDone(PartName, DeviceName),
     /// A guest is gone.
-    DestroyDone(GuestName),
+    DestroyDone(PartName),
     /// A guest is there, as before: somebody uses its device.
-    DestroyUndone(GuestName, String),
+    DestroyUndone(PartName, String),
     /// A device is bound, or not.
     Bind(DeviceName, bool),
     /// What was chosen for a device holds, or the device is gone.
     Set(DeviceName, bool),
+    /// A device of a guest that is not whole stays: somebody uses it.
+    Stays(PartName, String),
     /// Another program has changed the device: it stays as it is, without a name.
-    LeftAlone(GuestName, DeviceName, String),
+    LeftAlone(PartName, DeviceName, String),
+}
+
+impl Ended {
+    /// Whether something is neither as it was nor as it was to be.
+    pub fn leaves_something(&self) -> bool {
+        matches!(self, Ended::LeftAlone(..) | Ended::Stays(..))
+    }
 }
 
 impl fmt::Display for Ended {
@@ -63,6 +72,12 @@ impl fmt::Display for Ended {
             Ended::Set(device, false) => {
                 write!(f, "set {device} was interrupted, and {device} is gone")
             }
+            Ended::Stays(name, why) => {
+                write!(
+                    f,
+                    "{name} stays, without the guest's other devices, since {why}"
+                )
+            }
             Ended::LeftAlone(name, device, why) => {
                 write!(f, "an operation on {name} was interrupted, then {why}: {device} stays as it is, without a name")
             }
@@ -74,14 +89,16 @@ impl fmt::Display for Ended {
 pub fn repair(store: &mut Store, links: &Links) -> Result<Vec<String>> {
     let mut told = Vec::new();
     links.tidy();
-    if let Some(operation) = store.state().operation.clone() {
-        let ended = end(store, links, &operation);
-        let ended = ended.map_err(|error| Error::Unrepaired {
-            operation: operation.to_string(),
-            error: Box::new(error),
-        })?;
-        told.push(ended.to_string());
-    }
+    let State {
+        operation, group, ..
+    } = store.state();
+    let running = group.as_ref().map(ToString::to_string);
+    let running = running.or_else(|| operation.as_ref().map(ToString::to_string));
+    let ended = end_all(store, links).map_err(|error| Error::Unrepaired {
+        operation: running.unwrap_or_default(),
+        error: Box::new(error),
+    })?;
+    told.extend(ended.iter().map(ToString::to_string));
     let bus = change::read()?;
     for (name, guest) in &store.state().guests {
         let device = guest.device.device;
@@ -134,6 +151,101 @@ pub fn is_there(bus: &Bus, record: &Record) -> bool {
             .as_ref()
             .is_none_or(|ranges| *ranges == record.ranges)
     })
+}
+
+/// Ends what is running, operation and group: undoes it or completes it.
+pub fn end_all(store: &mut Store, links: &Links) -> Result<Vec<Ended>> {
+    let mut ended = Vec::new();
+    if let Some(operation) = store.state().operation.clone() {
+        ended.push(end(store, links, &operation)?);
+    }
+    let Some(group) = store.state().group.clone() else {
+        return Ok(ended);
+    };
+    match group {
+        Group::Create(create) => {
+            // Of the guest it is told as a whole, unless something of it stays.
+            ended.retain(|ended| !matches!(ended, Ended::CreateUndone(_) | Ended::DestroyDone(_)));
+            ended.extend(undo_create_all(store, links, &create)?);
+        }
+        Group::Destroy(destroy) => ended.extend(destroy_all_rest(store, links, &destroy)?),
+        Group::Set(sets) => {
+            for set in &sets.sets {
+                ended.push(set_rest(store, set)?);
+            }
+        }
+    }
+    store.update(|state| state.group = None)?;
+    Ok(ended)
+}
+
+/// Unmakes the devices of a guest that did not get all of them, but for those that somebody uses already.
+fn undo_create_all(store: &mut Store, links: &Links, create: &CreateAll) -> Result<Vec<Ended>> {
+    let rest = DestroyAll {
+        guest: create.guest.clone(),
+        force: false,
+    };
+    let ended = destroy_all_rest(store, links, &rest)?;
+    let left = ended.into_iter().filter_map(|ended| match ended {
+        Ended::DestroyDone(_) => None,
+        Ended::DestroyUndone(name, why) => Some(Ended::Stays(name, why)),
+        other => Some(other),
+    });
+    let mut ended: Vec<Ended> = left.collect();
+    if ended.is_empty() {
+        ended.push(Ended::CreateUndone(create.guest.clone().into()));
+    }
+    Ok(ended)
+}
+
+/// Does what is left to do of destroying a guest's devices.
+fn destroy_all_rest(store: &mut Store, links: &Links, destroy: &DestroyAll) -> Result<Vec<Ended>> {
+    let guest = destroy.guest.clone().into();
+    let parts: Vec<PartName> = store
+        .state()
+        .parts(&guest)
+        .map(|(part, _)| part.clone())
+        .collect();
+    let mut ended = Vec::new();
+    for name in parts {
+        let entry = Destroy {
+            name,
+            force: destroy.force,
+        };
+        store.update(|state| state.operation = Some(Operation::Destroy(entry.clone())))?;
+        ended.push(destroy_rest(store, links, &entry)?);
+    }
+    Ok(ended)
+}
+
+/// The name that a guest gives this device, if it is still the one that was made for it.
+pub fn guest_of(device: &Device, state: &State, bus: &Bus) -> Option<PartName> {
+    let name = state.guest_of(device.name)?;
+    state
+        .guests
+        .get(name)
+        .filter(|guest| guest.device == device.identity() && is_there(bus, guest))?;
+    Some(name.clone())
+}
+
+/// Ends what failed with `error` in the way that something interrupted is ended.
+pub fn undo(store: &mut Store, links: &Links, error: Error) -> Error {
+    match end_all(store, links) {
+        Ok(ended) => {
+            let left = ended.iter().find(|ended| ended.leaves_something());
+            match left.map(ToString::to_string) {
+                None => error,
+                Some(what) => Error::LeftBehind {
+                    error: Box::new(error),
+                    what,
+                },
+            }
+        }
+        Err(undo) => Error::Unfinished {
+            error: Box::new(error),
+            undo: Box::new(undo),
+        },
+    }
 }
 
 /// Ends this operation: undoes it or completes it.
@@ -246,6 +358,23 @@ pub fn record(store: &mut Store, links: &Links, create: &Create, device: &Identi
         state.devices.remove(&device.device);
         state.guests.insert(create.name.clone(), guest);
         state.operation = None;
+        if let Some(whole) = create.whole {
+            state.regions.insert(create.region.clone(), whole);
+        }
+        // A guest of several devices is there with the last of them.
+        let whole = match &state.group {
+            Some(Group::Create(all)) => all.nodes.iter().all(|node| {
+                let name = PartName {
+                    guest: all.guest.clone(),
+                    node: Some(*node),
+                };
+                state.guests.contains_key(&name)
+            }),
+            _ => false,
+        };
+        if whole {
+            state.group = None;
+        }
     })
 }
 

@@ -10,7 +10,7 @@ use dmem_plan::{congruence, DevRange, PageOff, PhysAddr, RangeMap, PAGE_SIZE};
 
 use crate::bus::{Bus, Device, Range, Region};
 use crate::driver::{Driver, Quarantine, Scrubbing, Unowned};
-use crate::name::{DeviceName, GuestName};
+use crate::name::{DeviceName, PartName};
 use crate::repair::is_there;
 use crate::scrub::Policy;
 use crate::space::{extent_of, Space};
@@ -33,7 +33,7 @@ pub struct Report {
     /// Ranges without a device that are being scrubbed, where the caller may know.
     pub scrubbing: Option<Vec<Scrubbing>>,
     /// Names whose device is gone.
-    pub lost: Vec<(GuestName, DeviceName)>,
+    pub lost: Vec<(PartName, DeviceName)>,
 }
 
 /// A region.
@@ -57,7 +57,7 @@ pub struct DeviceLine {
     /// As on the bus.
     pub device: Device,
     /// Whose it is.
-    pub guest: Option<GuestName>,
+    pub guest: Option<PartName>,
     /// Size in bytes of the largest leaf it can be mapped with, where that is known.
     pub leaf: Option<u64>,
     /// When it is scrubbed: by the driver while that is bound, else as was chosen.
@@ -131,7 +131,7 @@ impl Report {
     pub fn with_names(
         bus: Bus,
         state: &State,
-        names: BTreeMap<DeviceName, GuestName>,
+        names: BTreeMap<DeviceName, PartName>,
         unowned: Unowned,
     ) -> Report {
         let line = |region: &Region| {

@@ -2,6 +2,7 @@
 
 //! Free space: what of a region no device and no quarantine has, and where in it a new device goes.
 
+use std::borrow::Borrow;
 use std::fmt;
 
 use dmem_plan::{Extent, PlaceError};
@@ -30,7 +31,7 @@ pub struct Space {
 }
 
 /// Where a new device goes.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     /// Id of the region.
     pub region: u32,
@@ -91,6 +92,15 @@ impl Space {
         })
     }
 
+    /// Takes ranges out of the free pieces.
+    pub fn take(&mut self, ranges: &[Range]) {
+        let mut taken = ranges.to_vec();
+        let pieces = std::mem::take(&mut self.free).into_iter();
+        self.free = pieces
+            .flat_map(|piece| subtract(piece, &mut taken))
+            .collect();
+    }
+
     /// The largest piece, in bytes.
     pub fn largest(&self) -> u64 {
         self.free.iter().map(|range| range.len).max().unwrap_or(0)
@@ -140,17 +150,24 @@ fn subtract(whole: Range, taken: &mut [Range]) -> Vec<Range> {
 }
 
 /// Chooses among the spaces: most 1 GiB leaves, then fewest pieces, then the region with the least free space.
-pub fn choose(spaces: &[Space], size: Size, align: Align) -> Result<Layout, Shortage> {
-    let layouts = spaces.iter().filter_map(|space| {
-        let ranges = space.place(size, align).ok()?;
-        Some((
-            std::cmp::Reverse(gib_leaves(&ranges)),
-            ranges.len(),
-            space.total(),
-            space.region,
-            ranges,
-        ))
-    });
+pub fn choose<S: Borrow<Space>>(
+    spaces: &[S],
+    size: Size,
+    align: Align,
+) -> Result<Layout, Shortage> {
+    let layouts = spaces
+        .iter()
+        .map(Borrow::borrow)
+        .filter_map(|space: &Space| {
+            let ranges = space.place(size, align).ok()?;
+            Some((
+                std::cmp::Reverse(gib_leaves(&ranges)),
+                ranges.len(),
+                space.total(),
+                space.region,
+                ranges,
+            ))
+        });
     match layouts.min_by_key(|(leaves, pieces, free, region, _)| (*leaves, *pieces, *free, *region))
     {
         Some((_, _, _, region, ranges)) => Ok(Layout { region, ranges }),
@@ -179,7 +196,8 @@ struct Lacking {
 }
 
 impl Shortage {
-    fn new(spaces: &[Space], size: Size, align: Align) -> Self {
+    fn new<S: Borrow<Space>>(spaces: &[S], size: Size, align: Align) -> Self {
+        let spaces: Vec<&Space> = spaces.iter().map(Borrow::borrow).collect();
         let lacking = |space: &Space| {
             let place = space.place(size, align);
             Lacking {
@@ -194,7 +212,7 @@ impl Shortage {
                 scattered: place == Err(PlaceError::TooManyExtents),
             }
         };
-        let regions: Vec<Lacking> = spaces.iter().map(lacking).collect();
+        let regions: Vec<Lacking> = spaces.iter().copied().map(lacking).collect();
         let finer = [2u64 << 20]
             .into_iter()
             .filter_map(Align::from_bytes)
@@ -377,6 +395,15 @@ mod tests {
             space(1, &[(8 * GIB, 2 * GIB)]),
         ];
         assert_eq!(choose(&spaces, Size(GIB), align("1G")).unwrap().region, 1);
+    }
+
+    #[test]
+    fn what_is_taken_is_not_free() {
+        let mut space = space(0, &[(4 * GIB, 4 * GIB), (16 * GIB, GIB)]);
+        space.take(&[range(16 * GIB, GIB), range(5 * GIB, GIB)]);
+        assert_eq!(space.free, [range(4 * GIB, GIB), range(6 * GIB, 2 * GIB)]);
+        space.take(&[]);
+        assert_eq!(space.total(), 3 * GIB);
     }
 
     #[test]

@@ -17,20 +17,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::bus::{Device, Identity, Range};
 use crate::error::{Error, Result};
-use crate::journal::Operation;
-use crate::name::{DeviceName, GuestName};
+use crate::journal::{Group, Operation};
+use crate::name::{DeviceName, PartName};
 use crate::settings::Settings;
 
-/// Version of the file's form. A tool that finds another one leaves the file alone.
-const VERSION: u32 = 1;
+/// Version of the file's form. A tool that finds a later one leaves the file alone.
+///
+/// Version 1 knew one device for each guest: its files are files of version 2.
+const VERSION: u32 = 2;
 
 /// Everything that is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
     version: u32,
-    /// The guests' devices by the guests' names.
-    pub guests: BTreeMap<GuestName, Record>,
+    /// The guests' devices by their names.
+    pub guests: BTreeMap<PartName, Record>,
     /// Devices that are no guest's and for which something was chosen.
     #[serde(default)]
     pub devices: BTreeMap<DeviceName, Record>,
@@ -38,6 +40,9 @@ pub struct State {
     pub regions: BTreeMap<PathBuf, Range>,
     /// The running operation.
     pub operation: Option<Operation>,
+    /// What it is a part of, if a guest of several devices is changed.
+    #[serde(default)]
+    pub group: Option<Group>,
 }
 
 /// A device, and what was chosen for it.
@@ -61,21 +66,22 @@ impl Default for State {
             devices: BTreeMap::new(),
             regions: BTreeMap::new(),
             operation: None,
+            group: None,
         }
     }
 }
 
 impl State {
     /// A state of these guests, for who has them from elsewhere than the file.
-    pub fn of_guests(guests: BTreeMap<GuestName, Record>) -> Self {
+    pub fn of_guests(guests: BTreeMap<PartName, Record>) -> Self {
         State {
             guests,
             ..State::default()
         }
     }
 
-    /// The guest that a device belongs to. Compares names only: check the identity where it matters.
-    pub fn guest_of(&self, device: DeviceName) -> Option<&GuestName> {
+    /// The name of a guest's device. Compares the kernel's name only: check the identity where it matters.
+    pub fn guest_of(&self, device: DeviceName) -> Option<&PartName> {
         self.guests
             .iter()
             .find(|(_, guest)| guest.device.device == device)
@@ -83,7 +89,7 @@ impl State {
     }
 
     /// What was chosen for a guest's device, or for one that is no guest's.
-    pub fn settings(&self, name: Option<&GuestName>, device: &Identity) -> Option<Settings> {
+    pub fn settings(&self, name: Option<&PartName>, device: &Identity) -> Option<Settings> {
         let record = match name {
             Some(name) => self.guests.get(name),
             None => self.devices.get(&device.device),
@@ -94,7 +100,7 @@ impl State {
     }
 
     /// Keeps what was chosen for a guest's device, or for one that is no guest's.
-    pub fn keep(&mut self, name: Option<&GuestName>, device: &Device, settings: Settings) {
+    pub fn keep(&mut self, name: Option<&PartName>, device: &Device, settings: Settings) {
         let record = match name {
             Some(name) => self.guests.get_mut(name),
             None => {
@@ -112,19 +118,36 @@ impl State {
         }
     }
 
-    /// The guest's entry.
-    pub fn guest(&self, name: &GuestName) -> Result<&Record> {
-        self.guests.get(name).ok_or_else(|| {
-            let names: Vec<String> = self.guests.keys().map(ToString::to_string).collect();
-            let known = match names.is_empty() {
-                true => "There are no guests yet: `daxdmem create` makes one".to_owned(),
-                false => format!("There are: {}", names.join(", ")),
-            };
-            Error::UnknownName {
-                name: name.clone(),
-                known,
+    /// The guests' devices that a name stands for, by node.
+    pub fn parts<'s>(
+        &'s self,
+        name: &'s PartName,
+    ) -> impl Iterator<Item = (&'s PartName, &'s Record)> {
+        // The first of all names that it covers is itself.
+        let from = self.guests.range(name..);
+        from.take_while(|(part, _)| name.covers(part))
+    }
+
+    /// As [`State::parts`]; an error when there are none.
+    pub fn named(&self, name: &PartName) -> Result<Vec<(PartName, Record)>> {
+        let parts: Vec<_> = self
+            .parts(name)
+            .map(|(name, guest)| (name.clone(), guest.clone()))
+            .collect();
+        match parts.is_empty() {
+            false => Ok(parts),
+            true => {
+                let names: Vec<String> = self.guests.keys().map(ToString::to_string).collect();
+                let known = match names.is_empty() {
+                    true => "There are no guests yet: `daxdmem create` makes one".to_owned(),
+                    false => format!("There are: {}", names.join(", ")),
+                };
+                Err(Error::UnknownName {
+                    name: name.clone(),
+                    known,
+                })
             }
-        })
+        }
     }
 }
 
@@ -240,12 +263,15 @@ fn read(dir: &Path) -> Result<State> {
         why: error.to_string(),
     };
     let Versioned { version } = serde_json::from_slice(&text).map_err(bad)?;
-    if version != VERSION {
-        let why =
-            format!("it has version {version}, this daxdmem writes and reads version {VERSION}");
+    if version == 0 || version > VERSION {
+        let why = format!("it has version {version}, this daxdmem reads versions up to {VERSION}");
         return Err(Error::State { path, why });
     }
-    serde_json::from_slice(&text).map_err(bad)
+    let state: State = serde_json::from_slice(&text).map_err(bad)?;
+    Ok(State {
+        version: VERSION,
+        ..state
+    })
 }
 
 /// Where the next state is written before it takes the place of the last.
@@ -278,10 +304,10 @@ fn write(dir: &Path, state: &State) -> Result<()> {
 mod tests {
     use super::*;
     use crate::access::Access;
-    use crate::journal::{Bind, Create, Destroy, Set, Survey};
+    use crate::journal::{Bind, Create, CreateAll, Destroy, DestroyAll, Set, SetAll, Survey};
     use crate::scrub::Policy;
 
-    fn name(text: &str) -> GuestName {
+    fn name(text: &str) -> PartName {
         text.parse().unwrap()
     }
 
@@ -326,6 +352,7 @@ mod tests {
             reused: None,
             align: 1 << 30,
             ranges: vec![range()],
+            whole: Some(range()),
             settings: settings(),
         };
         vec![
@@ -357,6 +384,61 @@ mod tests {
         ]
     }
 
+    fn groups() -> Vec<Group> {
+        let guest = name("db1").guest;
+        let set = Set {
+            device: identity(),
+            name: Some(name("db1:1")),
+            settings: settings(),
+        };
+        vec![
+            Group::Create(CreateAll {
+                guest: guest.clone(),
+                nodes: vec![0, 1],
+            }),
+            Group::Destroy(DestroyAll {
+                guest: guest.clone(),
+                force: true,
+            }),
+            Group::Set(SetAll {
+                guest,
+                sets: vec![set],
+            }),
+        ]
+    }
+
+    #[test]
+    fn a_guest_of_several_devices() {
+        let mut state = State::default();
+        for text in ["db1:1", "db1-x", "db1:0", "db", "db2:7", "db10"] {
+            let record = Record {
+                device: identity(),
+                ranges: Vec::new(),
+                settings: Settings::NEW,
+            };
+            state.guests.insert(name(text), record);
+        }
+        let parts = |text: &str| {
+            let parts = state
+                .named(&name(text))
+                .map_err(|error| error.to_string())?;
+            Ok::<_, String>(
+                parts
+                    .iter()
+                    .map(|(part, _)| part.to_string())
+                    .collect::<Vec<_>>(),
+            )
+        };
+        assert_eq!(parts("db1").unwrap(), ["db1:0", "db1:1"]);
+        assert_eq!(parts("db1:1").unwrap(), ["db1:1"]);
+        assert_eq!(parts("db10").unwrap(), ["db10"]);
+        let error = parts("db1:2").unwrap_err();
+        assert!(
+            error.starts_with("no guest is called db1:2\nThere are: db, db1:0, db1:1, "),
+            "{error}"
+        );
+    }
+
     #[test]
     fn nothing_there_is_an_empty_state() {
         let dir = tempfile::tempdir().unwrap();
@@ -368,7 +450,8 @@ mod tests {
     #[test]
     fn what_is_written_is_read_again() {
         let dir = tempfile::tempdir().unwrap();
-        for operation in operations() {
+        let groups = groups().into_iter().map(Some).chain([None]).cycle();
+        for (operation, group) in operations().into_iter().zip(groups) {
             let mut store = Store::lock(dir.path(), || panic!("nobody has the lock")).unwrap();
             store
                 .update(|state| {
@@ -383,6 +466,7 @@ mod tests {
                     state.keep(None, &bare(), settings());
                     state.regions.insert(identity().region, range());
                     state.operation = Some(operation.clone());
+                    state.group = group;
                 })
                 .unwrap();
             let written = store.state().clone();
@@ -527,7 +611,8 @@ mod tests {
         for (text, why) in [
             ("", "EOF while parsing"),
             ("[]", "invalid length"),
-            ("{\"version\": 2, \"new\": 1}", "it has version 2, this daxdmem writes and reads version 1"),
+            ("{\"version\": 3, \"new\": 1}", "it has version 3, this daxdmem reads versions up to 2"),
+            ("{\"version\": 0}", "it has version 0, "),
             ("{\"version\": 1}", "missing field `guests`"),
             ("{\"version\": 1, \"guests\": {\"../x\": {}}, \"regions\": {}, \"operation\": null}", "is no name for a guest"),
         ] {

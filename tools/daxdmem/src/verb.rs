@@ -10,11 +10,11 @@ use crate::change::read as bus;
 use crate::driver::Driver;
 use crate::error::{Error, Result};
 use crate::link::Links;
-use crate::name::{GuestName, Target};
-use crate::repair;
+use crate::name::{PartName, Target};
+use crate::repair::{self, guest_of};
 use crate::scrub::Policy;
 use crate::settings::Settings;
-use crate::store::{State, Store};
+use crate::store::{Record, State, Store};
 use crate::terminal::note;
 
 pub mod bind;
@@ -85,64 +85,39 @@ fn look(links: &Links) -> Result<Option<State>> {
     Ok(Some(store.state().clone()))
 }
 
-/// The device that a command names, and the guest it belongs to if it has one.
+/// The devices that a command names, each with the name that its guest gives it if it has one.
 fn resolve<'b>(
     target: &Target,
     state: &State,
     bus: &'b Bus,
-) -> Result<(&'b Device, Option<GuestName>)> {
+) -> Result<Vec<(&'b Device, Option<PartName>)>> {
     match target {
         Target::Device(name) => {
             let device = bus
                 .device(*name)
                 .ok_or(Error::UnknownDevice { device: *name })?;
-            Ok((device, guest_of(device, state, bus)))
+            Ok(vec![(device, guest_of(device, state, bus))])
         }
         Target::Guest(name) => {
-            let guest = state.guest(name)?;
-            let gone = || Error::Gone {
-                name: name.clone(),
-                device: guest.device.device,
+            let found = |(part, guest): (PartName, Record)| {
+                let device = bus
+                    .same(&guest.device)
+                    .filter(|_| repair::is_there(bus, &guest));
+                match device {
+                    Some(device) => Ok((device, Some(part))),
+                    None => Err(Error::Gone {
+                        name: part,
+                        device: guest.device.device,
+                    }),
+                }
             };
-            let device = bus
-                .same(&guest.device)
-                .filter(|_| repair::is_there(bus, guest))
-                .ok_or_else(gone)?;
-            Ok((device, Some(name.clone())))
+            state.named(name)?.into_iter().map(found).collect()
         }
-    }
-}
-
-/// The guest whose device this is, if it is still the one that was made for it.
-fn guest_of(device: &Device, state: &State, bus: &Bus) -> Option<GuestName> {
-    let name = state.guest_of(device.name)?;
-    state
-        .guests
-        .get(name)
-        .filter(|guest| guest.device == device.identity() && repair::is_there(bus, guest))?;
-    Some(name.clone())
-}
-
-/// Ends an operation that failed with `error` in the way an interrupted one is ended.
-fn undo(store: &mut Store, links: &Links, error: Error) -> Error {
-    let Some(operation) = store.state().operation.clone() else {
-        return error;
-    };
-    match repair::end(store, links, &operation) {
-        Ok(ended @ repair::Ended::LeftAlone(..)) => Error::LeftBehind {
-            error: Box::new(error),
-            what: ended.to_string(),
-        },
-        Ok(_) => error,
-        Err(undo) => Error::Unfinished {
-            error: Box::new(error),
-            undo: Box::new(undo),
-        },
     }
 }
 
 /// `name (daxX.Y)`, or the device alone.
-struct Named<'a>(&'a Option<GuestName>, &'a Device);
+struct Named<'a>(&'a Option<PartName>, &'a Device);
 
 impl fmt::Display for Named<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -9,6 +9,7 @@ use super::{DeviceLine, Mode, RegionLine, Report};
 use crate::access::Access;
 use crate::bus::Range;
 use crate::driver::Scrubbing;
+use crate::link::Links;
 use crate::scrub::Scrub;
 
 /// Version of the form.
@@ -60,6 +61,7 @@ struct DeviceEntry {
     device: String,
     path: String,
     guest: Option<String>,
+    link: Option<String>,
     region: u32,
     node: Option<u32>,
     size: u64,
@@ -256,7 +258,11 @@ impl DeviceEntry {
         DeviceEntry {
             device: device.name.to_string(),
             path: line.path().display().to_string(),
-            guest: line.guest.as_ref().map(ToString::to_string),
+            guest: line.guest.as_ref().map(|name| name.guest.to_string()),
+            link: line.guest.as_ref().map(|name| {
+                let path = Links::default().path(name);
+                path.display().to_string()
+            }),
             region: device.region,
             node: device.node,
             size: device.size,
@@ -303,7 +309,7 @@ mod tests {
             ],
             "devices": [
                 {
-                    "device": "dax0.0", "path": "/dev/dax0.0", "guest": "vm1", "region": 0, "node": 0,
+                    "device": "dax0.0", "path": "/dev/dax0.0", "guest": "vm1", "link": "/dev/daxdmem/vm1", "region": 0, "node": 0,
                     "size": 2147483648u64, "align": 1073741824, "mode": "page-less", "driver": "dax_dmem",
                     "openers": 1, "largest_leaf": 1073741824, "scrub_policy": "hand-out",
                     "scrub": { "state": "scrubbing", "done": 536870912, "total": 2147483648u64 },
@@ -311,13 +317,13 @@ mod tests {
                     "ranges": [{ "offset": 0, "start": "0x100000000", "end": "0x17fffffff", "size": 2147483648u64 }],
                 },
                 {
-                    "device": "dax0.1", "path": "/dev/dax0.1", "guest": null, "region": 0, "node": 0,
+                    "device": "dax0.1", "path": "/dev/dax0.1", "guest": null, "link": null, "region": 0, "node": 0,
                     "size": 0, "align": 2097152, "mode": "unbound", "driver": null,
                     "openers": null, "largest_leaf": null, "scrub_policy": null, "scrub": null,
                     "access": { "user": "root", "uid": 0, "group": "root", "gid": 0, "mode": "0600" }, "ranges": [],
                 },
                 {
-                    "device": "dax1.0", "path": "/dev/dax1.0", "guest": null, "region": 1, "node": null,
+                    "device": "dax1.0", "path": "/dev/dax1.0", "guest": null, "link": null, "region": 1, "node": null,
                     "size": 2147483648u64, "align": 1073741824, "mode": "devdax", "driver": "device_dax",
                     "openers": null, "largest_leaf": null, "scrub_policy": null, "scrub": null,
                     "access": null, "ranges": null,

@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `daxdmem bind`: makes an existing device page-less.
+//! `daxdmem bind`: makes existing devices page-less.
 
-use super::{begin, bus, need_driver, resolve, undo, warn, Named};
-use crate::bus::Device;
+use super::{begin, bus, need_driver, resolve, warn, Named};
+use crate::bus::{Device, Identity};
 use crate::change;
 use crate::cli::BindArgs;
 use crate::driver::Driver;
 use crate::error::{Error, Result};
 use crate::journal::{Bind, Operation};
 use crate::link::Links;
+use crate::name::PartName;
+use crate::repair::undo;
 use crate::settings::Settings;
+use crate::store::Store;
 use crate::terminal::{done, note};
 use crate::wait;
 
@@ -18,45 +21,89 @@ use crate::wait;
 pub fn run(args: &BindArgs, links: &Links) -> Result<()> {
     let mut store = begin("bind", links)?;
     let now = bus()?;
-    let (device, name) = resolve(&args.target, store.state(), &now)?;
-    let named = Named(&name, device).to_string();
-    let identity = device.identity();
-    if device.is_page_less() {
-        if args.settings.is_any() {
-            return Err(Error::Bound {
-                target: args.target.clone(),
-            });
+    let found = resolve(&args.target, store.state(), &now)?;
+    for (device, _) in &found {
+        match device.is_page_less() {
+            true if args.settings.is_any() => {
+                return Err(Error::Bound {
+                    target: args.target.clone(),
+                })
+            }
+            true => {}
+            false => check(device)?,
         }
-        note(&format!("{named} is page-less already"));
-    } else {
-        check(device)?;
-        let before = store.state().settings(name.as_ref(), &identity);
-        let settings = before.unwrap_or_default();
-        let settings = settings.with(&args.settings, device.access)?;
-        need_driver()?;
-        let entry = Bind {
-            device: identity.clone(),
-            name: name.clone(),
-            settings,
-            before: device.access,
-        };
-        store.update(|state| state.operation = Some(Operation::Bind(entry)))?;
-        let bound = make(device, &settings).and_then(|()| {
-            store.update(|state| {
-                if before.is_some() || args.settings.is_any() {
-                    state.keep(name.as_ref(), device, settings);
-                }
-                state.operation = None;
-            })
-        });
-        bound.map_err(|error| undo(&mut store, links, error))?;
-        done(&format!("{named}: page-less"));
-        warn(&named, &settings);
+    }
+    let mut bound: Vec<Identity> = Vec::new();
+    for (device, name) in &found {
+        let result = bind(&mut store, links, args, device, name);
+        match result {
+            Ok(false) => {}
+            Ok(true) => bound.push(device.identity()),
+            Err(error) => return Err(take_back(error, &bound)),
+        }
     }
     drop(store);
-    match args.wait.no_wait {
-        true => Ok(()),
-        false => wait::for_device(&named, &identity),
+    if !args.wait.no_wait {
+        for (device, name) in &found {
+            wait::for_device(&Named(name, device).to_string(), &device.identity())?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns whether there was something to do.
+fn bind(
+    store: &mut Store,
+    links: &Links,
+    args: &BindArgs,
+    device: &Device,
+    name: &Option<PartName>,
+) -> Result<bool> {
+    let named = Named(name, device).to_string();
+    let identity = device.identity();
+    if device.is_page_less() {
+        note(&format!("{named} is page-less already"));
+        return Ok(false);
+    }
+    let before = store.state().settings(name.as_ref(), &identity);
+    let settings = before.unwrap_or_default();
+    let settings = settings.with(&args.settings, device.access)?;
+    need_driver()?;
+    let entry = Bind {
+        device: identity,
+        name: name.clone(),
+        settings,
+        before: device.access,
+    };
+    store.update(|state| state.operation = Some(Operation::Bind(entry)))?;
+    let bound = make(device, &settings).and_then(|()| {
+        store.update(|state| {
+            if before.is_some() || args.settings.is_any() {
+                state.keep(name.as_ref(), device, settings);
+            }
+            state.operation = None;
+        })
+    });
+    bound.map_err(|error| undo(store, links, error))?;
+    done(&format!("{named}: page-less"));
+    warn(&named, &settings);
+    Ok(true)
+}
+
+/// Unbinds those of a guest's devices that were bound before another one could not be.
+fn take_back(error: Error, bound: &[Identity]) -> Error {
+    let undone = bound.iter().try_for_each(change::unbind);
+    match undone {
+        Ok(()) => {
+            for device in bound {
+                note(&format!("{}: unbound again", device.device));
+            }
+            error
+        }
+        Err(undo) => Error::LeftBehind {
+            error: Box::new(error),
+            what: undo.to_string(),
+        },
     }
 }
 

@@ -1,39 +1,108 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `daxdmem destroy`: unmakes a guest's device and gives its memory back to the region.
+//! `daxdmem destroy`: unmakes a guest's devices and gives their memory back to the region.
 
-use super::{begin, bus, undo};
+use super::{begin, bus};
 use crate::cli::DestroyArgs;
 use crate::driver::Driver;
 use crate::error::{Error, Result};
-use crate::journal::{Destroy, Operation};
+use crate::journal::{Destroy, DestroyAll, Group, Operation};
 use crate::link::Links;
-use crate::repair::{destroy_rest, is_there, may_go, Ended};
+use crate::name::PartName;
+use crate::repair::{destroy_rest, is_there, may_go, undo, Ended};
 use crate::size::Size;
+use crate::store::{Record, Store};
 use crate::terminal::{done, note};
 use crate::wait;
 
 /// Runs it.
 pub fn run(args: &DestroyArgs, links: &Links) -> Result<()> {
     let mut store = begin("destroy", links)?;
-    let guest = store.state().guest(&args.name)?.clone();
+    let parts = store.state().named(&args.name)?;
+    destroy_all(&mut store, links, &args.name, args.force)?;
+    drop(store);
+    for (name, guest) in &parts {
+        if args.wait {
+            wait::for_memory(&name.to_string(), &guest.ranges)?;
+        } else if let Some(progress) = wait::under_way(&guest.ranges) {
+            note(&format!(
+                "{} of it are being scrubbed in the background, and can be given out meanwhile",
+                Size(progress.total)
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Destroys the devices that the name stands for; none if one of them may not go.
+pub fn destroy_all(store: &mut Store, links: &Links, name: &PartName, force: bool) -> Result<()> {
+    let parts = store.state().named(name)?;
     let now = bus()?;
-    let Some(device) = now.same(&guest.device).filter(|_| is_there(&now, &guest)) else {
-        store.update(|state| drop(state.guests.remove(&args.name)))?;
+    for (name, guest) in &parts {
+        if let Some(device) = now.same(&guest.device).filter(|_| is_there(&now, guest)) {
+            may_go(device, name, force)?;
+        }
+    }
+    if name.node.is_none() && parts.len() > 1 {
+        let group = Group::Destroy(DestroyAll {
+            guest: name.guest.clone(),
+            force,
+        });
+        store.update(|state| state.group = Some(group))?;
+    }
+    let mut gone: Vec<&PartName> = Vec::new();
+    for (name, guest) in &parts {
+        let result = destroy(store, links, name, guest, force);
+        match (result, gone.as_slice()) {
+            (Ok(()), _) => gone.push(name),
+            (Err(error), []) => {
+                give_up(store)?;
+                return Err(error);
+            }
+            (Err(error), [.., last]) => {
+                let what = format!("{last} is gone already, {name} stays");
+                give_up(store)?;
+                return Err(Error::LeftBehind {
+                    error: Box::new(error),
+                    what,
+                });
+            }
+        }
+    }
+    store.update(|state| state.group = None)
+}
+
+/// Leaves the devices that are left as they are, unless the next command goes on with one of them.
+fn give_up(store: &mut Store) -> Result<()> {
+    store.update(|state| {
+        if state.operation.is_none() {
+            state.group = None;
+        }
+    })
+}
+
+fn destroy(
+    store: &mut Store,
+    links: &Links,
+    name: &PartName,
+    guest: &Record,
+    force: bool,
+) -> Result<()> {
+    let now = bus()?;
+    if now.same(&guest.device).is_none() || !is_there(&now, guest) {
+        store.update(|state| drop(state.guests.remove(name)))?;
         done(&format!(
-            "{}: forgotten; {} is gone or somebody else's, and is left alone",
-            args.name, guest.device.device
+            "{name}: forgotten; {} is gone or somebody else's, and is left alone",
+            guest.device.device
         ));
         return Ok(());
-    };
-    may_go(device, &args.name, args.force)?;
-
+    }
     let entry = Destroy {
-        name: args.name.clone(),
-        force: args.force,
+        name: name.clone(),
+        force,
     };
     store.update(|state| state.operation = Some(Operation::Destroy(entry.clone())))?;
-    match destroy_rest(&mut store, links, &entry) {
+    match destroy_rest(store, links, &entry) {
         Ok(Ended::DestroyDone(_)) => {}
         // Somebody came in between: the first look is repeated for its message.
         Ok(Ended::DestroyUndone(..)) => {
@@ -41,38 +110,24 @@ pub fn run(args: &DestroyArgs, links: &Links) -> Result<()> {
             let device = now.same(&guest.device).ok_or(Error::UnknownDevice {
                 device: guest.device.device,
             })?;
-            may_go(device, &args.name, args.force)?;
+            may_go(device, name, force)?;
             return Err(Error::Disturbed {
                 device: device.name,
                 what: "it was in use for a moment".to_owned(),
             });
         }
         Ok(ended) => note(&ended.to_string()),
-        Err(error) => return Err(undo(&mut store, links, error)),
+        Err(error) => return Err(undo(store, links, error)),
     }
     let size = guest
         .ranges
         .iter()
         .fold(0u64, |sum, range| sum.saturating_add(range.len));
-    done(&format!(
-        "{}: gone, {} are free again",
-        args.name,
-        Size(size)
-    ));
+    done(&format!("{name}: gone, {} are free again", Size(size)));
     let held = Driver::quarantine().into_iter();
     for held in held.filter(|held| guest.ranges.iter().any(|range| range.overlaps(held.range))) {
         let (range, openers) = (held.range, held.openers);
         note(&format!("{range} stays in quarantine until {openers} open files are closed, and is not given out before"));
-    }
-    drop(store);
-    if args.wait {
-        return wait::for_memory(&args.name.to_string(), &guest.ranges);
-    }
-    if let Some(progress) = wait::under_way(&guest.ranges) {
-        note(&format!(
-            "{} of it are being scrubbed in the background, and can be given out meanwhile",
-            Size(progress.total)
-        ));
     }
     Ok(())
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `daxdmem qemu-args`: prints what QEMU has to be told to take its guest's memory from a device.
+//! `daxdmem qemu-args`: prints what QEMU has to be told to take its guest's memory from devices.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use dmem_plan::Leaf;
 
@@ -11,7 +11,7 @@ use crate::bus::{gib_leaves, Device};
 use crate::cli::QemuArgs;
 use crate::error::{Error, Result};
 use crate::link::Links;
-use crate::name::Target;
+use crate::name::{PartName, Target};
 use crate::report::Mode;
 use crate::settings::Settings;
 use crate::store::{Record, State};
@@ -32,33 +32,51 @@ pub fn run(args: &QemuArgs, links: &Links) -> Result<()> {
         let guests = named.filter_map(|(device, name)| Some((name, guest(now.device(device)?))));
         State::of_guests(guests.collect())
     });
-    let (device, _) = resolve(&args.target, &state, &now)?;
-    if !device.is_page_less() {
+    let found = resolve(&args.target, &state, &now)?;
+    if let Some((device, _)) = found.iter().find(|(device, _)| !device.is_page_less()) {
         return Err(Error::NotBound {
             target: args.target.clone(),
             mode: Mode::of(device).to_string(),
         });
     }
-    let path = match &args.target {
-        Target::Guest(name) => links.path(name),
-        Target::Device(name) => Path::new("/dev").join(name.to_string()),
+    let path = |device: &Device, name: &Option<PartName>| match (&args.target, name) {
+        (Target::Guest(_), Some(name)) => links.path(name),
+        _ => Path::new("/dev").join(device.name.to_string()),
     };
-    answer(&format!("{}\n", text(device, &path)))
+    let found = found.iter();
+    let paths: Vec<(&Device, PathBuf)> = found
+        .map(|(device, name)| (*device, path(device, name)))
+        .collect();
+    answer(&format!("{}\n", text(&paths)))
 }
 
-/// One line. The id is the same for all: a QEMU has one such object for its RAM.
-///
+/// One line. With one device the object's id is the same for all guests: a QEMU has one such object for its RAM. With
+/// several the guest has as many NUMA nodes, and QEMU wants to be told the sum.
+fn text(devices: &[(&Device, PathBuf)]) -> String {
+    if let [(device, path)] = devices {
+        let object = object("ram", device, path);
+        return format!("{object} -machine memory-backend=ram");
+    }
+    let size: u64 = devices.iter().map(|(device, _)| device.size).sum();
+    let node = |(index, (device, path)): (usize, &(&Device, PathBuf))| {
+        let id = format!("ram{index}");
+        let object = object(&id, device, path);
+        format!(" {object} -numa node,nodeid={index},memdev={id}")
+    };
+    let nodes: String = devices.iter().enumerate().map(node).collect();
+    format!("-m {}M{nodes}", size >> 20)
+}
+
 /// `align=` because QEMU puts the mapping at an address of its own choice, by default 4 KiB beside any boundary; with
 /// `share=off` it would ask for a private mapping, which there is none of; merging and dumping need struct pages.
-fn text(device: &Device, path: &Path) -> String {
+fn object(id: &str, device: &Device, path: &Path) -> String {
     // Where the ranges are not to be read, 1G is never wrong: it costs a hole in the address space at most.
     let large = match device.ranges.as_deref() {
         Some(ranges) => gib_leaves(ranges) > 0,
         None => device.size >= Leaf::Pud.size(),
     };
     format!(
-        "-object memory-backend-file,id=ram,mem-path={},size={},share=on,align={},prealloc=off,merge=off,dump=off \
-         -machine memory-backend=ram",
+        "-object memory-backend-file,id={id},mem-path={},size={},share=on,align={},prealloc=off,merge=off,dump=off",
         path.display(),
         device.size,
         if large { "1G" } else { "2M" },
@@ -74,6 +92,7 @@ mod tests {
     fn what_qemu_is_told() {
         let mut device = crate::report::tests::device();
         let path = Path::new("/dev/daxdmem/vm1");
+        let text = |device: &Device, path: &Path| text(&[(device, path.to_owned())]);
         let line = |align| {
             format!(
                 "-object memory-backend-file,id=ram,mem-path=/dev/daxdmem/vm1,size=2147483648,share=on,align={align},\
@@ -90,5 +109,23 @@ mod tests {
         assert_eq!(text(&device, path), line("1G"));
         device.size = 512 << 20;
         assert!(text(&device, path).contains(",align=2M,"));
+    }
+    #[test]
+    fn a_guest_of_several_devices_has_several_nodes() {
+        let first = crate::report::tests::device();
+        let second = Device {
+            ranges: None,
+            size: 512 << 20,
+            ..first.clone()
+        };
+        let path = |node: u32| PathBuf::from(format!("/dev/daxdmem/db1:{node}"));
+        assert_eq!(
+            text(&[(&first, path(0)), (&second, path(3))]),
+            "-m 2560M \
+             -object memory-backend-file,id=ram0,mem-path=/dev/daxdmem/db1:0,size=2147483648,share=on,align=1G,\
+             prealloc=off,merge=off,dump=off -numa node,nodeid=0,memdev=ram0 \
+             -object memory-backend-file,id=ram1,mem-path=/dev/daxdmem/db1:3,size=536870912,share=on,align=2M,\
+             prealloc=off,merge=off,dump=off -numa node,nodeid=1,memdev=ram1"
+        );
     }
 }

@@ -2,9 +2,10 @@
 
 //! `daxdmem unbind`: takes a device away from its driver. Its memory and its name stay.
 //!
-//! Needs no journal: the device's name leaves the driver's list first, and unbinding is one step.
+//! Needs no journal: a device's name leaves the driver's list first, and unbinding it is one step.
 
 use super::{begin, bus, resolve, Named};
+use crate::bus::Device;
 use crate::change;
 use crate::cli::UnbindArgs;
 use crate::driver::Driver;
@@ -19,14 +20,22 @@ use crate::wait;
 pub fn run(args: &UnbindArgs, links: &Links) -> Result<()> {
     let store = begin("unbind", links)?;
     let now = bus()?;
-    let (device, name) = resolve(&args.target, store.state(), &now)?;
+    let found = resolve(&args.target, store.state(), &now)?;
+    for (device, name) in found.iter().filter(|(device, _)| device.driver.is_some()) {
+        may_go(device, &Named(name, device), args.force)?;
+    }
+    found
+        .iter()
+        .try_for_each(|(device, name)| unbind(device, &Named(name, device)))
+}
+
+fn unbind(device: &Device, named: &Named<'_>) -> Result<()> {
     if device.driver.is_none() {
-        note(&format!("{} is not bound", Named(&name, device)));
+        note(&format!("{named} is not bound"));
         return Ok(());
     }
-    may_go(device, &Named(&name, device), args.force)?;
     change::unbind(&device.identity())?;
-    done(&format!("{}: unbound", Named(&name, device)));
+    done(&format!("{named}: unbound"));
     let ranges = device.ranges.as_deref().unwrap_or_default();
     let held = Driver::quarantine().into_iter();
     for held in held.filter(|held| ranges.iter().any(|range| range.overlaps(held.range))) {
