@@ -11,6 +11,9 @@ use crate::nodes::Share;
 use crate::scrub::Policy;
 use crate::size::Size;
 
+pub mod check;
+pub mod reserve;
+
 /// Guest memory without struct page: cuts reserved memory into devices, one for each guest.
 ///
 /// A region is memory that was reserved at boot. A device, daxX.Y, is a part of a region; bound to the driver dax_dmem
@@ -45,6 +48,18 @@ Examples:
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Reserve memory for guests at boot
+    ///
+    /// Plans which ranges to take and prints the parameters that the kernel needs for it. Changes nothing without
+    /// --apply or --remove. Without a size it shows the host's memory and what is reserved. See Documentation/reserve.md.
+    #[command(after_long_help = reserve::EXAMPLES)]
+    Reserve(reserve::ReserveArgs),
+    /// See whether this host is ready for page-less guests, and what is wrong if it is not
+    ///
+    /// Looks at processor, kernel, driver, reservation, regions, devices, QEMU and libvirt. Each finding is ok, info,
+    /// warning or error, and says what it means and what to do. Changes nothing.
+    #[command(after_help = check::EXIT_CODES)]
+    Check(check::CheckArgs),
     /// Show regions and devices
     ///
     /// Everybody may look. Physical addresses, and what follows from them, are shown to root only.

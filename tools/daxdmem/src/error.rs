@@ -12,6 +12,7 @@ use crate::align::Align;
 use crate::bus::Range;
 use crate::name::{DeviceName, GuestName, PartName, Target};
 use crate::nodes::NodesError;
+use crate::reserve::error::ReserveError;
 use crate::size::Size;
 use crate::space::Shortage;
 use crate::users::Users;
@@ -189,6 +190,9 @@ pub enum Error {
         error: Box<Error>,
     },
 
+    #[error(transparent)]
+    Reserve(#[from] ReserveError),
+
     #[error("{error}\nUndoing what had been done failed as well: {undo}\nThe next daxdmem command tries again")]
     Unfinished { error: Box<Error>, undo: Box<Error> },
 }
@@ -215,7 +219,8 @@ impl Error {
             | Error::Unrepaired { .. }
             | Error::LeftBehind { .. }
             | Error::ScrubFailed { .. }
-            | Error::ScrubLost { .. } => ExitCode::from(3),
+            | Error::ScrubLost { .. }
+            | Error::Reserve(ReserveError::LoaderTwice { .. }) => ExitCode::from(3),
             _ => ExitCode::from(1),
         }
     }

@@ -12,6 +12,7 @@ mod access;
 mod align;
 mod bus;
 mod change;
+mod check;
 mod cli;
 #[allow(unsafe_code)]
 mod daxctl;
@@ -26,6 +27,7 @@ mod name;
 mod nodes;
 mod repair;
 mod report;
+mod reserve;
 mod scrub;
 mod settings;
 mod size;
@@ -48,6 +50,12 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let links = Links::default();
     let done = match &cli.command {
+        Command::Reserve(args) => verb::reserve::run(args, &links),
+        // Tells its findings by the exit code, too.
+        Command::Check(args) => match verb::check::run(args) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::List(args) => verb::list::run(args, &links),
         Command::Create(args) => verb::create::run(args, &links),
         Command::Destroy(args) => verb::destroy::run(args, &links),

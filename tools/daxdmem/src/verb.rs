@@ -18,10 +18,12 @@ use crate::store::{Record, State, Store};
 use crate::terminal::note;
 
 pub mod bind;
+pub mod check;
 pub mod create;
 pub mod destroy;
 pub mod list;
 pub mod qemu_args;
+pub mod reserve;
 pub mod set;
 pub mod unbind;
 

@@ -131,7 +131,7 @@ struct Piece {
 }
 
 /// An address. As a string: many JSON readers hold numbers in 53 bits, and people read addresses in hexadecimal.
-struct Address(u64);
+pub struct Address(pub u64);
 
 impl Serialize for Address {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

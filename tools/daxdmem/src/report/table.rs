@@ -148,7 +148,8 @@ fn state(scrub: Scrub) -> String {
 }
 
 /// Columns as wide as their widest cell, two spaces apart.
-struct Table {
+/// A table: columns as wide as their widest cell.
+pub struct Table {
     widths: Vec<usize>,
     lines: Vec<Line>,
 }
@@ -159,7 +160,8 @@ enum Line {
 }
 
 impl Table {
-    fn new(head: &[&str]) -> Self {
+    /// With these heads of columns.
+    pub fn new(head: &[&str]) -> Self {
         let mut table = Table {
             widths: vec![0; head.len()],
             lines: Vec::new(),
@@ -168,7 +170,8 @@ impl Table {
         table
     }
 
-    fn row(&mut self, cells: &[String]) {
+    /// Adds a row.
+    pub fn row(&mut self, cells: &[String]) {
         for (width, cell) in self.widths.iter_mut().zip(cells) {
             *width = (*width).max(cell.len());
         }
@@ -179,7 +182,8 @@ impl Table {
         self.lines.push(Line::Note(text));
     }
 
-    fn text(&self) -> String {
+    /// All lines.
+    pub fn text(&self) -> String {
         let mut text = String::new();
         for line in &self.lines {
             let line = match line {
