@@ -19,7 +19,7 @@ RUNNER  := $(SANDBOX) $(LAB)/target/release/dmem-runner
 PROGRAMS := tool agent runner
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-debug module in-tree debug-kernel $(PROGRAMS) programs lab lab-update \
+.PHONY: help demo test test-debug module in-tree debug-kernel $(PROGRAMS) programs install deb lab lab-update \
 	lab-shell lint host-test vm-test vm-list fuzz fuzz-planted fuzz-logic clean
 MAKEFLAGS += --no-print-directory
 
@@ -30,6 +30,7 @@ help: ## this list
 	@echo '  DAXDMEM_CACHE=DIR where the lab is kept (/var/cache/daxdmem)'
 	@echo '  KDIR=DIR          make module: build by this machine against the prepared kernel tree DIR'
 	@echo '  KSRC=DIR          make in-tree: the top of a Linux source tree, 7.2 or later'
+	@echo '  DESTDIR= PREFIX=/usr/local DAXDMEM=FILE  make install: where to, and the tool if it is built'
 	@echo '  CASES="NAME …"    make vm-test, make test-debug: only these cases'
 	@echo '  FUZZ_SECONDS=N    make fuzz-logic: for so long (60)'
 	@echo '  SEED= SEEDS= OPS= make fuzz: first seed (any), how many (10), operations of each (20000);'
@@ -95,6 +96,24 @@ runner: lab ## build the program that boots the VMs
 	@$(CARGO) build $(CRATES) --release -p dmem-runner
 
 programs: $(PROGRAMS)
+
+# ---- packages ---------------------------------------------------------------
+
+DESTDIR ?=
+PREFIX  ?= /usr/local
+DAXDMEM ?= tools/target/release/daxdmem
+
+# By this machine's own cargo, as the tool is to run on this machine.
+tools/target/release/daxdmem: FORCE
+	@cargo build $(CRATES) --target-dir tools/target --release -p daxdmem
+
+install: $(DAXDMEM) ## install the tool, its unit, settings, man pages and completions
+	@tools/packaging/install '$(DESTDIR)' '$(PREFIX)' '$(DAXDMEM)'
+
+deb: lab ## build the Debian packages
+	@tools/packaging/make-deb
+
+FORCE:
 
 # ---- the lab and its tests --------------------------------------------------
 

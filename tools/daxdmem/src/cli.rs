@@ -2,6 +2,8 @@
 
 //! The command line.
 
+mod shell;
+
 use clap::{ArgGroup, Args, Parser, Subcommand};
 
 use crate::access::{Mode, Owner};
@@ -13,6 +15,7 @@ use crate::size::Size;
 
 pub mod check;
 pub mod reserve;
+pub use shell::{CompletionArgs, ManArgs};
 
 /// Guest memory without struct page: cuts reserved memory into devices, one for each guest.
 ///
@@ -95,6 +98,12 @@ pub enum Command {
     /// The guest's memory size is the device's: leave -m out. A guest of several devices gets as many NUMA nodes, in the
     /// order of the host's.
     QemuArgs(QemuArgs),
+    /// Print what a shell needs to complete daxdmem's command line
+    #[command(after_long_help = shell::COMPLETION_EXAMPLES)]
+    Completion(CompletionArgs),
+    /// Write the man pages
+    #[command(hide = true)]
+    Man(ManArgs),
 }
 
 /// See [`Command::List`].

@@ -63,6 +63,8 @@ fn main() -> ExitCode {
         Command::Unbind(args) => verb::unbind::run(args, &links),
         Command::Set(args) => verb::set::run(args, &links),
         Command::QemuArgs(args) => verb::qemu_args::run(args, &links),
+        Command::Completion(args) => verb::completion::run(args),
+        Command::Man(args) => verb::completion::man(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -19,6 +19,7 @@ use crate::terminal::note;
 
 pub mod bind;
 pub mod check;
+pub mod completion;
 pub mod create;
 pub mod destroy;
 pub mod list;
