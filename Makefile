@@ -19,8 +19,8 @@ RUNNER  := $(SANDBOX) $(LAB)/target/release/dmem-runner
 PROGRAMS := tool agent runner
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-debug module in-tree debug-kernel $(PROGRAMS) programs install deb lab lab-update \
-	lab-shell lint host-test vm-test vm-list fuzz fuzz-planted fuzz-logic clean
+.PHONY: help demo test test-debug test-system module in-tree debug-kernel $(PROGRAMS) programs install deb \
+	lab lab-update lab-shell lint host-test vm-test vm-list fuzz fuzz-planted fuzz-logic clean
 MAKEFLAGS += --no-print-directory
 
 help: ## this list
@@ -31,7 +31,7 @@ help: ## this list
 	@echo '  KDIR=DIR          make module: build by this machine against the prepared kernel tree DIR'
 	@echo '  KSRC=DIR          make in-tree: the top of a Linux source tree, 7.2 or later'
 	@echo '  DESTDIR= PREFIX=/usr/local DAXDMEM=FILE  make install: where to, and the tool if it is built'
-	@echo '  CASES="NAME …"    make vm-test, make test-debug: only these cases'
+	@echo '  CASES="NAME …"    make vm-test, test-debug, test-system: only these cases'
 	@echo '  FUZZ_SECONDS=N    make fuzz-logic: for so long (60)'
 	@echo '  SEED= SEEDS= OPS= make fuzz: first seed (any), how many (10), operations of each (20000);'
 	@echo '                    KEEP=, HOLES=1, TRACE=1, KERNEL=debug: see Documentation/fuzzing.md'
@@ -44,6 +44,9 @@ test: ## everything: checks, host tests, module build, VM cases
 
 test-debug: ## KUnit and the VM cases on a kernel with KASAN, lockdep, kmemleak
 	@tests/lab/run-tests debug $(CASES)
+
+test-system: ## the admin guide, boots, upgrade and purge on a whole Debian 13
+	@tests/lab/run-tests system $(CASES)
 
 # ---- the kernel module ------------------------------------------------------
 

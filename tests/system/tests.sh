@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash
+#
+# The tests. Sourced by run.
+
+GUESTS=(vm1 vm2)
+# Where the second disk, what is under test, appears in the machine.
+PAYLOAD=/media/daxdmem
+
+# payload: the second disk: the packages, and two guests that boot into the
+# memory test of tests/agent.
+payload() {
+	local dir=$BASE/payload guest
+	rm -rf "$dir"
+	mkdir -p "$dir"/guest
+	cp "$DEBS"/*.deb "$dir"
+	install -m 755 "$LAB/target/x86_64-unknown-linux-gnu/release/dmem-agent" "$dir/guest/init"
+	mkdir "$dir"/guest/{dev,proc,sys}
+	(cd "$dir/guest" && find . | cpio --quiet --owner root:root -o -H newc) >"$dir/guest.cpio"
+	rm -r "$dir/guest"
+	for guest in "${GUESTS[@]}"; do
+		sed "s/GUEST/$guest/g" tests/system/guest.xml >"$dir/$guest.xml"
+	done
+	cp tests/system/files "$dir"
+	mksquashfs "$dir" "$BASE/payload.img" -noappend -quiet -no-progress -comp lz4 -all-root >/dev/null
+}
+
+# mount_payload: makes it appear.
+mount_payload() {
+	must 60 "mountpoint -q $PAYLOAD || { mkdir -p $PAYLOAD && mount -o ro /dev/vdb $PAYLOAD; }"
+}
+
+# prerequisite TEST: the disk that test leaves behind; it runs first if it has not.
+prerequisite() {
+	[ -f "$BASE/$1/passed" ] || fail "test $1 did not pass: its disk is needed"
+	overlay "$BASE/$1/disk.qcow2" disk
+}
+
+# placement: which guest has which physical memory.
+placement() {
+	# shellcheck disable=SC2016 # expanded in the machine
+	must 60 '
+	for link in /dev/daxdmem/*; do
+		device=$(basename "$(readlink -f "$link")")
+		dir=/sys/bus/dax/devices/$device
+		printf "%s" "${link##*/}"
+		for mapping in "$dir"/mapping*; do
+			printf " %s-%s" "$(cat "$mapping/start")" "$(cat "$mapping/end")"
+		done
+		printf " %s\n" "$(basename "$(readlink "$dir/driver")")"
+	done'
+	printf '%s\n' "$OUTPUT"
+}
+
+# guide_blocks: the guide's commands, each block behind a line "%%".
+guide_blocks() {
+	awk '/^```sh$/ { inside = 1; print "%%"; next } /^```/ { inside = 0 } inside' "$GUIDE"
+}
+
+# follow SCRIPT: what stands in one block; a line "reboot" is one.
+follow() {
+	local part='' line
+	while IFS= read -r line; do
+		if [ "$line" = reboot ] || [ "$line" = "systemctl reboot" ]; then
+			[ -z "$part" ] || must 3000 "set -e; cd /root; $part"
+			part=
+			note "reboot"
+			vm_reboot
+			vm_settled
+		else
+			part+=$line$'\n'
+		fi
+	done <<<"$1"
+	[ -z "$part" ] || must 3000 "set -e; cd /root"$'\n'"$part"
+}
+
+# guests_run: both guests run, on memory without pages, and say so themselves.
+guests_run() {
+	local guest
+	for guest in "${GUESTS[@]}"; do
+		must 60 "virsh domstate $guest"
+		[ "$(head -n 1 <<<"$OUTPUT")" = running ] || fail "$guest is '$OUTPUT'"
+		# shellcheck disable=SC2016 # expanded in the machine
+		must 60 'pid=$(cat /run/libvirt/qemu/'"$guest"'.pid)
+			device=$(readlink -f /dev/daxdmem/'"$guest"')
+			# pf: VM_PFNMAP, no page behind it
+			awk -v device="$device" "
+				\$1 ~ /^[0-9a-f]+-[0-9a-f]+\$/ { mine = \$6 == device }
+				mine && /^Rss:/ { rss += \$2 }
+				mine && /^VmFlags:/ { maps++; pf += / pf( |\$)/ }
+				END { print maps + 0, pf + 0, rss + 0 }" "/proc/$pid/smaps"'
+		[[ $OUTPUT =~ ^([1-9][0-9]*)\ ([0-9]+)\ 0$ && ${BASH_REMATCH[1]} = "${BASH_REMATCH[2]}" ]] ||
+			fail "$guest: mappings, those without pages, KiB of pages: $OUTPUT"
+		must 400 "for i in \$(seq 380); do
+				grep -ao 'guest: .*' /var/log/libvirt/qemu/$guest-console.log | grep -E 'memory=|failed' && break
+				sleep 1
+			done"
+		[[ $OUTPUT =~ memory=([0-9]+)MiB\ pattern=[0-9]+MiB\ ok ]] || fail "$guest says: $OUTPUT"
+		note "$guest: ${OUTPUT//$'\r'/}"
+	done
+}
+
+# start_guests: as the operator does.
+start_guests() {
+	local guest
+	for guest in "${GUESTS[@]}"; do
+		must 30 "rm -f /var/log/libvirt/qemu/$guest-console.log"
+		must 240 "virsh start $guest"
+	done
+	guests_run
+}
+
+# total: MemTotal in KiB.
+total() {
+	# shellcheck disable=SC2016 # expanded in the machine
+	must 30 'awk "/^MemTotal:/ { print \$2 }" /proc/meminfo'
+}
+
+# The admin guide's commands, as written, lead from a clean image to two
+# libvirt guests on page-less memory.
+test_guide() {
+	local block blocks
+	overlay "$SYSTEM/disk.qcow2" disk >/dev/null
+	vm_start "$RUN/disk.qcow2"
+	vm_settled
+	total
+	printf '%s\n' "$OUTPUT" >"$RUN/total"
+	mount_payload
+	must 300 "bash $PAYLOAD/files"
+	printf '%s\n' "$OUTPUT" >"$RUN/files"
+	must 60 "cp $PAYLOAD/*.deb $PAYLOAD/*.xml /root; install -D -m 644 $PAYLOAD/guest.cpio /var/lib/libvirt/images/guest.cpio"
+	mapfile -d '' -t blocks < <(guide_blocks | sed 's/^%%$/\x00/' | sed -z '/^\n*$/d')
+	((${#blocks[@]})) || fail "$GUIDE has no commands"
+	for block in "${blocks[@]}"; do
+		note "guide: $(sed '/^$/d' <<<"$block" | head -n 1)"
+		follow "$block"
+	done
+	guests_run
+	placement >"$RUN/placement"
+}
+
+# same_again: guests start again where they were.
+same_again() {
+	placement >"$RUN/placement"
+	cmp -s "$BASE/guide/placement" "$RUN/placement" ||
+		fail "placement: $(diff "$BASE/guide/placement" "$RUN/placement" | tr '\n' ';')"
+	start_guests
+}
+
+# After one more reboot they start again, in the same places.
+test_reboot() {
+	prerequisite guide >/dev/null
+	vm_start "$RUN/disk.qcow2"
+	vm_settled
+	same_again
+}
+
+# After a kernel upgrade by apt, DKMS has built the driver for the new kernel,
+# and after the reboot they start again, in the same places.
+test_kernel_upgrade() {
+	local before
+	prerequisite guide >/dev/null
+	vm_start "$RUN/disk.qcow2"
+	vm_settled
+	must 30 'uname -r'
+	before=$OUTPUT
+	must 30 'cd /srv/archive/dists && mv trixie-backports past && mv next trixie-backports'
+	must 120 'apt-get update'
+	must 3000 'apt-get --yes full-upgrade'
+	must 60 'dpkg --audit; dkms status'
+	note "dkms: ${OUTPUT//$'\n'/; }"
+	vm_reboot
+	vm_settled
+	must 30 'uname -r'
+	[ "$OUTPUT" != "$before" ] || fail "still kernel $before"
+	note "from kernel $before to $OUTPUT"
+	same_again
+}
+
+# region_driver: what each device of the dax bus is bound to.
+region_driver() {
+	# shellcheck disable=SC2016 # expanded in the machine
+	must 60 'udevadm settle
+		for device in /sys/bus/dax/devices/dax*; do
+			[ -e "$device" ] || continue
+			echo "$(basename "$device") $(basename "$(readlink "$device/driver")")"
+		done'
+}
+
+# Trixie's own kernel is too old: apt installs it and its headers all the same,
+# and DKMS says in one line why it has no driver.
+test_old_kernel() {
+	local lines
+	prerequisite guide >/dev/null
+	vm_start "$RUN/disk.qcow2"
+	vm_settled
+	# shellcheck disable=SC2016 # expanded in the machine
+	must 3000 'apt-get --yes install $(cd /srv/archive/pool/trixie && ls | sed -n "s/^\(linux-\(image\|headers\)-[0-9][^_]*-amd64\)_.*/\1/p")'
+	lines=$(grep -E '^(dax_dmem|daxdmem)[^:]*: ' <<<"$OUTPUT" | grep -F 6.12 || true)
+	[[ -n $lines && $lines != *$'\n'* ]] ||
+		fail "not one line about it, but: $(tr '\n' ';' <<<"$lines"); see $RUN/commands.log"
+	note "$lines"
+	must 60 'dpkg --audit'
+	[ -z "$OUTPUT" ] || fail "dpkg --audit: $(head -n 1 <<<"$OUTPUT")"
+	must 60 'dkms status; ls -d /var/lib/dkms/*/*/6.12* /lib/modules/6.12*/updates/dkms/* 2>/dev/null || true'
+	! grep -q 'updates/dkms/dax_dmem' <<<"$OUTPUT" || fail "a half-built module: $OUTPUT"
+}
+
+# Without the packaging's module settings the same image loses the region to
+# kmem at boot. (A file of the same name in /etc is the administrator's way to
+# take one of /usr/lib out.)
+test_kmem_without() {
+	prerequisite guide >/dev/null
+	vm_start "$RUN/disk.qcow2"
+	total
+	local reserved=$OUTPUT
+	must 60 'test -f /usr/lib/modprobe.d/daxdmem.conf && ln -s /dev/null /etc/modprobe.d/daxdmem.conf'
+	must 600 'update-initramfs -u'
+	vm_reboot
+	vm 300 'systemctl is-system-running --wait' || note "the system is '$OUTPUT'"
+	region_driver
+	note "driver: ${OUTPUT//$'\n'/; }"
+	grep -q ' kmem$' <<<"$OUTPUT" || fail "kmem did not take the region: $OUTPUT"
+	total
+	((OUTPUT > reserved + 1000000)) || fail "MemTotal is $OUTPUT KiB, it was $reserved with the region set aside"
+	note "MemTotal $reserved KiB with the settings, $OUTPUT KiB without"
+}
+
+# With the packaging's settings kmem never gets it: 20 boots, as far as the
+# target behind which udev has seen every device.
+test_kmem_never() {
+	local boot
+	prerequisite guide >/dev/null
+	vm_start "$RUN/disk.qcow2"
+	# shellcheck disable=SC2016 # expanded in the machine
+	must 300 'echo '\''GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX systemd.unit=sysinit.target"'\'' >/etc/default/grub.d/zz-test.cfg; update-grub'
+	for boot in $(seq 20); do
+		vm 60 'systemctl --no-block --force reboot' || fail "reboot refused: $OUTPUT"
+		vm_up
+		region_driver
+		[ -n "$OUTPUT" ] || fail "boot $boot: no device on the dax bus"
+		! grep -q ' kmem$' <<<"$OUTPUT" || fail "boot $boot: $OUTPUT"
+		must 30 'grep -c "System RAM (kmem)" /proc/iomem || true; lsmod | grep -c ^kmem || true'
+		[ "$OUTPUT" = $'0\n0' ] || fail "boot $boot: System RAM by kmem, kmem loaded: ${OUTPUT//$'\n'/, }"
+	done
+}
+
+# After apt purge and a reboot all memory is the host's again, and no file is
+# left that was not there before.
+test_purge() {
+	local before
+	prerequisite guide >/dev/null
+	vm_start "$RUN/disk.qcow2"
+	vm_settled
+	total
+	before=$OUTPUT
+	must 120 "virsh undefine ${GUESTS[0]}; virsh undefine ${GUESTS[1]}"
+	must 1200 'apt-get --yes purge daxdmem daxdmem-dkms'
+	vm_reboot
+	vm_settled
+	total
+	note "MemTotal $before KiB with daxdmem, $OUTPUT KiB after, $(cat "$BASE/guide/total") KiB on the clean image"
+	((OUTPUT > before && OUTPUT - $(cat "$BASE/guide/total") < 1024 && $(cat "$BASE/guide/total") - OUTPUT < 1024)) ||
+		fail "MemTotal is $OUTPUT KiB, $(cat "$BASE/guide/total") KiB before anything was installed"
+	must 30 'grep -o "memmap=[^ ]*" /proc/cmdline || true'
+	[ -z "$OUTPUT" ] || fail "still on the command line: $OUTPUT"
+	mount_payload
+	must 300 "bash $PAYLOAD/files"
+	printf '%s\n' "$OUTPUT" >"$RUN/files"
+	diff "$BASE/guide/files" "$RUN/files" >"$RUN/files.diff" ||
+		fail "$(grep -c '^[<>]' "$RUN/files.diff") differences in the files, like: $(sed -n 2p "$RUN/files.diff")"
+}

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash
+#
+# The machine: a QEMU that boots a whole Debian from its disk, and a line to its
+# root (see control). Sourced by run; everything happens inside the sandbox.
+
+# As tests/runner/src/machine.rs has it, and why: byte-wise string instructions
+# and five levels of page tables are slow under emulation.
+CPU=max,erms=off,fsrm=off,fzrm=off,fsrs=off,fsrc=off,la57=off,+svm
+# From 0 to 3 GiB and from 4 to 8 GiB.
+MEMORY=7G
+PATIENCE=${DAXDMEM_PATIENCE:-1}
+# Texts by which the kernel says that something is wrong: those the cases of
+# tests/agent heed.
+COMPLAINTS=$(sed -n '/^pub const COMPLAINTS/,/^];/s/^ *"\(.*\)",$/\1/p' tests/agent/src/kernel_log.rs)
+
+VM_PID=
+BOOT=
+OUTPUT=
+
+# fail WHY: ends the test. Tests run in a subshell of their own.
+fail() {
+	printf '%s\n' "$*" >"$RUN/reason"
+	exit 1
+}
+
+# note WHAT: a line for whoever reads the report.
+note() {
+	printf '# %s: %s\n' "$TEST" "$*"
+}
+
+# overlay DISK NAME: prints a new disk over DISK that only this test writes to.
+overlay() {
+	qemu-img create -q -f qcow2 -F qcow2 -b "$1" "$RUN/$2.qcow2"
+	printf '%s\n' "$RUN/$2.qcow2"
+}
+
+# vm_start DISK [LIMIT]: switches the machine on.
+vm_start() {
+	rm -f "$RUN/port".{in,out}
+	mkfifo "$RUN/port".{in,out}
+	: >>"$RUN/console.log"
+	# The machine's own clock; unsafe: a disk that a power cut spoils is made anew.
+	setpriv --pdeathsig KILL qemu-system-x86_64 -name "$TEST" -nodefaults -no-user-config -display none -machine pc \
+		-accel tcg,thread=multi -cpu "$CPU" -smp 2 -m "$MEMORY" \
+		-drive "file=$1,format=qcow2,if=none,id=disk,cache=unsafe,discard=unmap" -device virtio-blk-pci,drive=disk \
+		${PAYLOAD_IMAGE:+-drive "file=$PAYLOAD_IMAGE,format=raw,if=none,id=payload,readonly=on" -device virtio-blk-pci,drive=payload} \
+		-chardev "file,id=console,path=$RUN/console.log,append=on" -serial chardev:console \
+		-device virtio-serial-pci -chardev "pipe,id=control,path=$RUN/port" \
+		-device virtserialport,name=daxdmem.control,chardev=control \
+		>>"$RUN/qemu.log" 2>&1 </dev/null &
+	VM_PID=$!
+	exec {VM_IN}<>"$RUN/port.in" {VM_OUT}<>"$RUN/port.out"
+	BOOT=
+	vm_up "${2:-}"
+}
+
+# vm_line: one line from the machine in LINE; 1 when a second passes without.
+vm_line() {
+	local part=
+	if IFS= read -r -t 1 -u "$VM_OUT" part; then
+		LINE=$PARTIAL$part PARTIAL=
+		return
+	fi
+	PARTIAL+=$part
+	kill -0 "$VM_PID" 2>/dev/null || fail "QEMU ended: $(tail -n 1 "$RUN/qemu.log"); $(vm_last)"
+	! grep -q 'Kernel panic' "$RUN/console.log" || fail "$(grep -m 1 'Kernel panic' "$RUN/console.log")"
+	return 1
+}
+LINE=
+PARTIAL=
+
+# vm_clock: seconds in NOW that the machine was not kept waiting for a processor
+# of the host: a busy host makes it slow, which is no sign of a hang.
+vm_clock() {
+	local waited
+	waited=$(cat "/proc/$VM_PID"/task/*/schedstat 2>/dev/null |
+		awk '$2 > most { most = $2 } END { printf "%d", most / 1e9 }')
+	NOW=$((SECONDS - ${waited:-0}))
+}
+NOW=0
+
+# vm_last: the last line on the console.
+vm_last() {
+	tail -c 1000 "$RUN/console.log" | tr -d '\r' | sed -n '$p'
+}
+
+# vm_up [LIMIT]: waits until the machine has booted once more.
+vm_up() {
+	local deadline
+	vm_clock
+	deadline=$((NOW + ${1:-240} * PATIENCE))
+	while :; do
+		if vm_line && [[ $LINE == @* && $LINE != "@$BOOT" ]]; then
+			BOOT=${LINE#@}
+			return
+		fi
+		vm_clock
+		((NOW < deadline)) || fail "no sign of life after boot; console: $(vm_last)"
+	done
+}
+
+# vm LIMIT SCRIPT: root's shell runs SCRIPT; its output in OUTPUT, its status
+# returned. LIMIT in seconds is for a hang, not for speed.
+vm() {
+	local limit=$(($1 * PATIENCE)) began=$SECONDS deadline
+	vm_clock
+	deadline=$((NOW + limit))
+	printf '[%s] %s\n' "$TEST" "$2" >>"$RUN/commands.log"
+	base64 -w 0 <<<"$2" >&"$VM_IN"
+	printf '\n' >&"$VM_IN"
+	OUTPUT=
+	while :; do
+		if vm_line; then
+			case $LINE in
+			'|'*)
+				printf '%s\n' "$LINE" >>"$RUN/commands.log"
+				OUTPUT+=${OUTPUT:+$'\n'}${LINE#|}
+				;;
+			=*)
+				printf '[status %s, %d s]\n' "${LINE#=}" $((SECONDS - began)) >>"$RUN/commands.log"
+				return "${LINE#=}"
+				;;
+			@*) fail "the machine booted again during: $2" ;;
+			esac
+		fi
+		vm_clock
+		((NOW < deadline)) || fail "no end after $limit s: $2; last line: ${OUTPUT##*$'\n'}"
+	done
+}
+
+# must LIMIT SCRIPT: vm, and a failure ends the test.
+must() {
+	vm "$@" || fail "status $?: $2: $(tail -n 5 <<<"$OUTPUT" | tr '\n' ';')"
+}
+
+# vm_reboot [LIMIT]: the way an operator reboots.
+vm_reboot() {
+	vm 60 'systemctl --no-block reboot' || fail "reboot refused: $OUTPUT"
+	vm_up
+}
+
+# vm_settled: the boot is over and everything that should run does.
+vm_settled() {
+	vm 300 'systemctl is-system-running --wait' ||
+		fail "the system is '$OUTPUT': $(vm 30 'systemctl --failed --no-legend --plain' || true; tr '\n' ';' <<<"$OUTPUT")"
+}
+
+# vm_stop: switches it off the way an operator does, so that its disk is whole.
+vm_stop() {
+	local deadline
+	vm 60 'systemctl --no-block poweroff' || fail "poweroff refused: $OUTPUT"
+	vm_clock
+	deadline=$((NOW + 120 * PATIENCE))
+	while kill -0 "$VM_PID" 2>/dev/null; do
+		vm_clock
+		((NOW < deadline)) || fail "no end after poweroff; console: $(vm_last)"
+		sleep 0.2
+	done
+	wait "$VM_PID" 2>/dev/null || true
+	exec {VM_IN}>&- {VM_OUT}>&-
+	VM_PID=
+}
+
+# vm_kill: whatever it is doing.
+vm_kill() {
+	[ -z "$VM_PID" ] || kill -KILL "$VM_PID" 2>/dev/null || true
+	VM_PID=
+}
+
+# complaints: what the kernel complained of, but for the texts in EXPECTED.
+complaints() {
+	tr -d '\r' <"$RUN/console.log" | grep -E '^\[ *[0-9]+\.[0-9]+\]' | grep -F -e "$COMPLAINTS" |
+		grep -v -F -e "${EXPECTED:-a text that no kernel ever prints}" || true
+}
