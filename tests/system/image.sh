@@ -77,8 +77,13 @@ furnish() {
 	sed -i -e 's/^GRUB_TIMEOUT=.*/GRUB_TIMEOUT=0/' -e 's/^GRUB_CMDLINE_LINUX_DEFAULT=.*/GRUB_CMDLINE_LINUX_DEFAULT=""/' \
 		-e 's/^GRUB_CMDLINE_LINUX=.*/GRUB_CMDLINE_LINUX="console=ttyS0 no_timer_check panic=-1 systemd.show_status=error"/' "$tree/etc/default/grub"
 	printf 'GRUB_TERMINAL=serial\n' >>"$tree/etc/default/grub"
-	# update-grub has to run on the machine itself: the first boot does without.
+	# What grub-install does. core.img has in it all that a small grub.cfg needs.
 	mkdir -p "$tree/boot/grub"
+	cp -r "$tree/usr/lib/grub/i386-pc" "$tree/boot/grub/"
+	chroot "$tree" grub-mkimage -O i386-pc -p '(hd0,msdos1)/boot/grub' -o /boot/grub/i386-pc/core.img \
+		biosdisk part_msdos ext2 normal linux
+	cp "$tree"/boot/grub/i386-pc/{boot,core}.img "$SYSTEM_HOST/"
+	# update-grub has to run on the machine itself: the first boot does without.
 	printf 'linux /boot/vmlinuz-%s root=UUID=%s console=ttyS0 no_timer_check panic=-1 systemd.show_status=error\ninitrd /boot/initrd.img-%s\nboot\n' \
 		"$release" "$DISK_UUID" "$release" >"$tree/boot/grub/grub.cfg"
 	install -m 755 "$SYSTEM_SCRIPTS/control" "$tree/usr/local/sbin/daxdmem-test-control"

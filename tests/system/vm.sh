@@ -7,8 +7,8 @@
 # As tests/runner/src/machine.rs has it, and why: byte-wise string instructions
 # and five levels of page tables are slow under emulation.
 CPU=max,erms=off,fsrm=off,fzrm=off,fsrs=off,fsrc=off,la57=off,+svm
-# From 0 to 3 GiB and from 4 to 8 GiB.
-MEMORY=7G
+# From 0 to 3 GiB and from 4 to 9 GiB.
+MEMORY=8G
 PATIENCE=${DAXDMEM_PATIENCE:-1}
 # Texts by which the kernel says that something is wrong: those the cases of
 # tests/agent heed.
@@ -29,13 +29,12 @@ note() {
 	printf '# %s: %s\n' "$TEST" "$*"
 }
 
-# overlay DISK NAME: prints a new disk over DISK that only this test writes to.
+# overlay DISK: makes disk.qcow2 over DISK, which stays as it is.
 overlay() {
-	qemu-img create -q -f qcow2 -F qcow2 -b "$1" "$RUN/$2.qcow2"
-	printf '%s\n' "$RUN/$2.qcow2"
+	qemu-img create -q -f qcow2 -F "${1##*.}" -b "$1" "$RUN/disk.qcow2"
 }
 
-# vm_start DISK [LIMIT]: switches the machine on.
+# vm_start DISK [LIMIT]: switches the machine on; LIMIT for vm_up.
 vm_start() {
 	rm -f "$RUN/port".{in,out}
 	mkfifo "$RUN/port".{in,out}
@@ -43,7 +42,7 @@ vm_start() {
 	# The machine's own clock; unsafe: a disk that a power cut spoils is made anew.
 	setpriv --pdeathsig KILL qemu-system-x86_64 -name "$TEST" -nodefaults -no-user-config -display none -machine pc \
 		-accel tcg,thread=multi -cpu "$CPU" -smp 2 -m "$MEMORY" \
-		-drive "file=$1,format=qcow2,if=none,id=disk,cache=unsafe,discard=unmap" -device virtio-blk-pci,drive=disk \
+		-drive "file=$1,format=${1##*.},if=none,id=disk,cache=unsafe,discard=unmap" -device virtio-blk-pci,drive=disk \
 		${PAYLOAD_IMAGE:+-drive "file=$PAYLOAD_IMAGE,format=raw,if=none,id=payload,readonly=on" -device virtio-blk-pci,drive=payload} \
 		-chardev "file,id=console,path=$RUN/console.log,append=on" -serial chardev:console \
 		-device virtio-serial-pci -chardev "pipe,id=control,path=$RUN/port" \
