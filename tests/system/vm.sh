@@ -9,6 +9,8 @@
 CPU=max,erms=off,fsrm=off,fzrm=off,fsrs=off,fsrc=off,la57=off,+svm
 # From 0 to 3 GiB and from 4 to 9 GiB.
 MEMORY=8G
+# Fewer help where many share the host's.
+CPUS=${DAXDMEM_SYSTEM_CPUS:-2}
 PATIENCE=${DAXDMEM_PATIENCE:-1}
 # Texts by which the kernel says that something is wrong: those the cases of
 # tests/agent heed.
@@ -41,7 +43,7 @@ vm_start() {
 	: >>"$RUN/console.log"
 	# The machine's own clock; unsafe: a disk that a power cut spoils is made anew.
 	setpriv --pdeathsig KILL qemu-system-x86_64 -name "$TEST" -nodefaults -no-user-config -display none -machine pc \
-		-accel tcg,thread=multi -cpu "$CPU" -smp 2 -m "$MEMORY" \
+		-accel tcg,thread=multi -cpu "$CPU" -smp "$CPUS" -m "$MEMORY" \
 		-drive "file=$1,format=${1##*.},if=none,id=disk,cache=unsafe,discard=unmap" -device virtio-blk-pci,drive=disk \
 		${PAYLOAD_IMAGE:+-drive "file=$PAYLOAD_IMAGE,format=raw,if=none,id=payload,readonly=on" -device virtio-blk-pci,drive=payload} \
 		-chardev "file,id=console,path=$RUN/console.log,append=on" -serial chardev:console \
