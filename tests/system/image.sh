@@ -97,11 +97,12 @@ furnish() {
 
 # build_system: runs contained.
 build_system() {
-	local new=$SYSTEM_HOST/tree.new apt=$SYSTEM_HOST/apt.new
+	local new=$SYSTEM_HOST/tree apt=$SYSTEM_HOST/apt.new
 	rm -rf --one-file-system "$new" "$apt"
 	mkdir -p "$SYSTEM_HOST"
 	resolve_kernel "$apt"
 	two_kernels "$apt"
 	build_tree "$new" "$apt"
 	furnish "$new"
+	rm -rf "$apt"
 }

@@ -141,6 +141,9 @@ test_guide() {
 	mount_payload
 	must 300 "bash $PAYLOAD/files"
 	printf '%s\n' "$OUTPUT" >"$RUN/files"
+	# To prepare a kernel's tree for the build takes ten times as long under
+	# emulation: here they are, as if the packages had been installed before.
+	must 900 "mkdir /run/trees && mount -o ro /dev/vdc /run/trees && cp -a /run/trees /var/cache/daxdmem-dkms && umount /run/trees"
 	must 60 "cp $PAYLOAD/*.deb /root; for guest in ${GUESTS[*]}; do cp $PAYLOAD/guest.qcow2 /var/lib/libvirt/images/\$guest.qcow2; done"
 	mapfile -d '' -t blocks < <(guide_blocks | sed 's/^%%$/\x00/' | sed -z '/^\n*$/d')
 	((${#blocks[@]})) || fail "$GUIDE has no commands"

@@ -16,6 +16,8 @@ PATIENCE=${DAXDMEM_PATIENCE:-1}
 # tests/agent heed.
 COMPLAINTS=$(sed -n '/^pub const COMPLAINTS/,/^];/s/^ *"\(.*\)",$/\1/p' tests/agent/src/kernel_log.rs)
 
+# Further disks, read only: vdb and so on.
+DISKS=()
 VM_PID=
 BOOT=
 OUTPUT=
@@ -38,6 +40,10 @@ overlay() {
 
 # vm_start DISK [LIMIT]: switches the machine on; LIMIT for vm_up.
 vm_start() {
+	local image drives=()
+	for image in "${DISKS[@]}"; do
+		drives+=(-drive "file=$image,format=raw,if=none,id=${image##*/},readonly=on" -device "virtio-blk-pci,drive=${image##*/}")
+	done
 	rm -f "$RUN/port".{in,out}
 	mkfifo "$RUN/port".{in,out}
 	: >>"$RUN/console.log"
@@ -45,7 +51,7 @@ vm_start() {
 	setpriv --pdeathsig KILL qemu-system-x86_64 -name "$TEST" -nodefaults -no-user-config -display none -machine pc \
 		-accel tcg,thread=multi -cpu "$CPU" -smp "$CPUS" -m "$MEMORY" \
 		-drive "file=$1,format=${1##*.},if=none,id=disk,cache=unsafe,discard=unmap" -device virtio-blk-pci,drive=disk \
-		${PAYLOAD_IMAGE:+-drive "file=$PAYLOAD_IMAGE,format=raw,if=none,id=payload,readonly=on" -device virtio-blk-pci,drive=payload} \
+		"${drives[@]}" \
 		-chardev "file,id=console,path=$RUN/console.log,append=on" -serial chardev:console \
 		-device virtio-serial-pci -chardev "pipe,id=control,path=$RUN/port" \
 		-device virtserialport,name=daxdmem.control,chardev=control \
