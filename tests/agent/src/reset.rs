@@ -5,12 +5,18 @@
 //! the machine: like a reset button, nothing is shut down or written back. The same case then runs once more in the
 //! new boot, and [`count`] tells which of its parts it is in.
 
+use crate::case::Outcome;
+
 /// Tells the process of a case how many resets it has seen.
 pub const VARIABLE: &str = "DMEM_RESETS";
 /// Exit code of a case's process that wants a reset.
 pub const CODE: i32 = 5;
+/// The same for one that wants another boot, with the parameters in [`PARAMETERS`].
+pub const BOOT_CODE: i32 = 6;
+/// Further kernel parameters for the next boot.
+pub const PARAMETERS: &str = "/run/dmem/parameters";
 
-/// How many times the running case had the VM reset.
+/// How many times the running case had the VM reset, or booted again.
 pub fn count() -> u32 {
     let text = std::env::var(VARIABLE).unwrap_or_default();
     text.parse().unwrap_or(0)
@@ -21,4 +27,12 @@ pub fn count() -> u32 {
 /// Only for the process of a case itself, not for its children. No value is dropped, so nothing is destroyed.
 pub fn vm() -> ! {
     std::process::exit(CODE)
+}
+
+/// Has the machine powered off and booted with further kernel parameters: nothing survives, memory neither.
+///
+/// For the process of a case itself, as [`vm`].
+pub fn boot_with(parameters: &str) -> Outcome {
+    std::fs::write(PARAMETERS, parameters)?;
+    std::process::exit(BOOT_CODE)
 }

@@ -107,6 +107,13 @@ fn run(case: &Case, control: &mut Control, log: &mut KernelLog) -> Outcome {
             control.request("reset")?;
             format!("not ok - {} # the VM was not reset", case.name)
         }
+        (Ok(Some(reset::BOOT_CODE)), None) => {
+            note(&format!("case {} wants another boot", case.name));
+            let parameters = fs::read_to_string(reset::PARAMETERS)?;
+            // No answer comes: the end does.
+            control.request(&format!("boot {}", parameters.trim()))?;
+            format!("not ok - {} # the VM was not booted again", case.name)
+        }
         (Ok(Some(SKIP)), None) => format!("ok - {} # SKIP {}", case.name, reason()),
         (Ok(Some(_)), None) => format!("not ok - {} # {}", case.name, reason()),
         (Ok(None), None) => format!("not ok - {} # the case was killed by a signal", case.name),

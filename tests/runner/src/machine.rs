@@ -181,6 +181,78 @@ pub const MACHINES: &[Machine] = &[
         cost: 16 * GIB,
         ..STD
     },
+    // Four machines of different topology on which a case plans the reservation and boots with it.
+    // One node, with a piece in the middle of its high memory that another parameter has: a hole for the plan.
+    Machine {
+        name: "plan-hole",
+        memory: 10 * GIB,
+        reserved: &[],
+        parameters: "memmap=640M$6G",
+        cost: 2 * GIB,
+        ..STD
+    },
+    // Two nodes: 0 is 0..3 and 4..5.5 GiB, 1 is 5.5..10 GiB.
+    Machine {
+        name: "plan-two-nodes",
+        memory: 9 * GIB,
+        reserved: &[],
+        qemu: &[
+            "-accel",
+            "tcg,thread=multi",
+            "-object",
+            "memory-backend-ram,id=node0,size=4608M",
+            "-object",
+            "memory-backend-ram,id=node1,size=4608M",
+            "-numa",
+            "node,nodeid=0,memdev=node0,cpus=0",
+            "-numa",
+            "node,nodeid=1,memdev=node1,cpus=1",
+        ],
+        cost: 2 * GIB,
+        ..STD
+    },
+    // Four nodes of odd sizes, one of them without a CPU: 0 is 0..3 and 4..5 GiB, then 2, 3.375 and 2.625 GiB.
+    Machine {
+        name: "plan-four-nodes",
+        memory: 12 * GIB,
+        reserved: &[],
+        qemu: &[
+            "-accel",
+            "tcg,thread=multi",
+            "-object",
+            "memory-backend-ram,id=node0,size=4G",
+            "-object",
+            "memory-backend-ram,id=node1,size=2G",
+            "-object",
+            "memory-backend-ram,id=node2,size=3456M",
+            "-object",
+            "memory-backend-ram,id=node3,size=2688M",
+            "-numa",
+            "node,nodeid=0,memdev=node0,cpus=0",
+            "-numa",
+            "node,nodeid=1,memdev=node1,cpus=1",
+            "-numa",
+            "node,nodeid=2,memdev=node2",
+            "-numa",
+            "node,nodeid=3,memdev=node3",
+        ],
+        cost: 2 * GIB,
+        ..STD
+    },
+    // RAM below 4 GiB ends at 1 GiB; high memory ends between two boundaries.
+    Machine {
+        name: "plan-low-hole",
+        memory: 8 * GIB + 600,
+        reserved: &[],
+        qemu: &[
+            "-accel",
+            "tcg,thread=multi",
+            "-machine",
+            "pc,max-ram-below-4g=1G",
+        ],
+        cost: 2 * GIB,
+        ..STD
+    },
     // Nothing wider than SSE2: what a driver does with memory must not depend on it.
     Machine {
         name: "no-avx",

@@ -66,7 +66,7 @@ pub fn run(
     mut next: impl FnMut(bool) -> Option<Case>,
 ) -> Result<()> {
     let begin = Instant::now();
-    let mut vm = Vm::boot(context.lab, machine, context.initramfs, context.patience)?;
+    let mut vm = boot(context, machine, "")?;
     let mut session = Session {
         context,
         machine,
@@ -111,6 +111,11 @@ pub fn run(
             ))
         }
     }
+}
+
+fn boot(context: &Context<'_>, machine: &Machine, parameters: &str) -> Result<Vm> {
+    let (lab, initramfs) = (context.lab, context.initramfs);
+    Vm::boot(lab, machine, initramfs, context.patience, parameters)
 }
 
 struct Session<'a> {
@@ -174,6 +179,9 @@ impl Session<'_> {
                 "next" => return self.on_next(vm, next),
                 "reset" => return self.on_reset(vm),
                 _ => {}
+            }
+            if let Some(parameters) = request.strip_prefix("boot ") {
+                return self.on_boot(vm, parameters);
             }
             let answer = answer(vm, request)
                 .and_then(|text| vm.reply(&text).map_err(|error| error.to_string()));
@@ -252,6 +260,32 @@ impl Session<'_> {
 
     /// The case wants to go on in the next boot of this VM, with the memory as it is.
     fn on_reset(&mut self, vm: &mut Vm) -> Option<End> {
+        let broken = self.begin_again();
+        if broken.is_some() {
+            return broken;
+        }
+        let error = vm.reset().err()?;
+        Some(End::Broken(format!("resetting the VM: {error}")))
+    }
+
+    /// The case wants to go on in another VM like this one, with further kernel parameters.
+    fn on_boot(&mut self, vm: &mut Vm, parameters: &str) -> Option<End> {
+        let broken = self.begin_again();
+        if broken.is_some() {
+            return broken;
+        }
+        // Two at a time are more than the schedule has reckoned with.
+        vm.power_off();
+        match boot(self.context, self.machine, &format!(" {parameters}")) {
+            Ok(next) => {
+                *vm = next;
+                None
+            }
+            Err(error) => Some(End::Broken(format!("booting again: {error}"))),
+        }
+    }
+
+    fn begin_again(&mut self) -> Option<End> {
         let Some(running) = &mut self.running else {
             return Some(End::Broken(
                 "the agent wants a reset without a case".to_owned(),
@@ -261,8 +295,7 @@ impl Session<'_> {
         self.resetting = true;
         self.begin = Instant::now();
         self.boot_deadline = Some(self.begin + BOOT_LIMIT * self.context.patience);
-        let error = vm.reset().err()?;
-        Some(End::Broken(format!("resetting the VM: {error}")))
+        None
     }
 
     fn on_verdict(&mut self, verdict: Verdict) {

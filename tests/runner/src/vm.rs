@@ -36,13 +36,19 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Boots the machine with this initramfs.
+    /// Boots the machine with this initramfs, and these kernel parameters besides the machine's.
     ///
     /// Time limits inside it are multiplied by `patience`.
-    pub fn boot(lab: &Lab, machine: &Machine, initramfs: &MemoryFile, patience: u32) -> Result<Vm> {
+    pub fn boot(
+        lab: &Lab,
+        machine: &Machine,
+        initramfs: &MemoryFile,
+        patience: u32,
+        parameters: &str,
+    ) -> Result<Vm> {
         let (control, control_far) = UnixStream::pair().map_err(text)?;
         let (monitor, monitor_far) = UnixStream::pair().map_err(text)?;
-        let mut command = command(lab, machine, initramfs, patience, "");
+        let mut command = command(lab, machine, initramfs, patience, parameters);
         for (id, stream) in [("control", &control_far), ("monitor", &monitor_far)] {
             command.args([
                 "-chardev",
@@ -129,6 +135,13 @@ impl Vm {
         }
     }
 
+    /// Ends it at once, like a power cut.
+    pub fn power_off(&mut self) {
+        // Gone already is as good.
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+
     /// Resets the machine: it boots again, and what was in its memory is still there.
     ///
     /// The firmware may reset it once more on its way. So a reset does not end the VM (-no-reboot) from here on, until
@@ -157,9 +170,7 @@ impl Vm {
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        // Gone already is as good.
-        let _ = self.qemu.kill();
-        let _ = self.qemu.wait();
+        self.power_off();
     }
 }
 

@@ -22,9 +22,11 @@ mod peer;
 mod pmem;
 mod scrub;
 mod scrub_course;
+mod tool_check;
 mod tool_host;
 mod tool_kills;
 mod tool_refusals;
+mod tool_reserve;
 mod tool_scrub;
 mod tool_tracer;
 mod tool_verbs;
@@ -59,6 +61,8 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         tool_refusals::CASES,
         tool_kills::CASES,
         tool_scrub::CASES,
+        tool_check::CASES,
+        tool_reserve::CASES,
         debug_kernel::CASES,
         demo::CASES,
         lab::CASES,

@@ -159,6 +159,12 @@ fn apply(args: &ReserveArgs, request: &Request, links: &Links) -> Result<()> {
     // Held to the end: two calls do not mix.
     let _store = begin("reserve --apply", links)?;
     let root = Path::new(ROOT);
+    if Loader::all(root).is_empty() {
+        return Err(ReserveError::NoLoader {
+            hint: boot::hint(root),
+        }
+        .into());
+    }
     let host = Host::read(root)?;
     if let Some((path, settings)) = host
         .elsewhere
@@ -209,15 +215,8 @@ fn remove(links: &Links) -> Result<()> {
 
 /// Changes the boot loaders' files, having shown the difference; whether there was anything to do.
 fn change(root: &Path, parameters: Option<&str>, asked: &str) -> Result<bool> {
-    let loaders = Loader::all(root);
-    if loaders.is_empty() && parameters.is_some() {
-        return Err(ReserveError::NoLoader {
-            hint: boot::hint(root),
-        }
-        .into());
-    }
     let mut edits: Vec<(Loader, Edit)> = Vec::new();
-    for loader in loaders {
+    for loader in Loader::all(root) {
         let edit = loader.edit(root, parameters, asked)?;
         // An earlier run may have been stopped between the file and the boot loader.
         if edit.is_needed() || loader.has(root, parameters) == Some(false) {
