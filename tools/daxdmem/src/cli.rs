@@ -14,7 +14,10 @@ use crate::scrub::Policy;
 use crate::size::Size;
 
 pub mod check;
+pub mod layout;
 pub mod reserve;
+
+use layout::{ApplyArgs, SaveArgs, APPLY_EXAMPLES};
 pub use shell::{CompletionArgs, ManArgs};
 
 /// Guest memory without struct page: cuts reserved memory into devices, one for each guest.
@@ -91,6 +94,17 @@ pub enum Command {
     /// Holds at once, and for later binds. What has been scrubbed or left unscrubbed stays so: a policy says what is
     /// done when the device is taken back, and at its next bind.
     Set(SetArgs),
+    /// Bring the host to a layout: the guests that a file declares
+    ///
+    /// Shows what is to be done, then does it. Changes only what differs; a device in use is never touched. Everything
+    /// is planned first: a layout that does not fit changes nothing. A guest gets the memory that it had before, also
+    /// after a reboot.
+    #[command(after_long_help = APPLY_EXAMPLES)]
+    Apply(ApplyArgs),
+    /// Write the present guests as a layout, for apply to bring back
+    ///
+    /// A layout that declares just these guests is left as it is; another one is kept as FILE.old.
+    Save(SaveArgs),
     /// Print the arguments with which QEMU takes its guest's memory from a device
     ///
     /// As in: qemu-system-x86_64 $(daxdmem qemu-args vm1) -accel kvm ...
@@ -149,7 +163,7 @@ pub struct CreateArgs {
 }
 
 /// What can be chosen for a device.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct SettingsArgs {
     /// When its memory is scrubbed, that is, overwritten with zeros [a new guest's: release]
     #[arg(long, value_enum, value_name = "POLICY")]

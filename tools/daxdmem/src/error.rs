@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use crate::align::Align;
 use crate::bus::Range;
+use crate::layout::LayoutError;
 use crate::name::{DeviceName, GuestName, PartName, Target};
 use crate::nodes::NodesError;
 use crate::reserve::error::ReserveError;
@@ -159,6 +160,9 @@ pub enum Error {
     Disturbed { device: DeviceName, what: String },
 
     #[error(transparent)]
+    Layout(#[from] LayoutError),
+
+    #[error(transparent)]
     Nodes(#[from] NodesError),
 
     #[error("{what}: {source}{hint}")]
@@ -211,17 +215,26 @@ impl Error {
         }
     }
 
-    /// 1: refused or failed, and the host is as it was. 3: something is left behind. (2 is for a
-    /// command line that was not understood, and comes from the argument parser.)
-    pub fn exit_code(&self) -> ExitCode {
+    /// Whether the host is not as it was.
+    pub fn leaves_something(&self) -> bool {
         match self {
             Error::Unfinished { .. }
             | Error::Unrepaired { .. }
             | Error::LeftBehind { .. }
             | Error::ScrubFailed { .. }
             | Error::ScrubLost { .. }
-            | Error::Reserve(ReserveError::LoaderTwice { .. }) => ExitCode::from(3),
-            _ => ExitCode::from(1),
+            | Error::Reserve(ReserveError::LoaderTwice { .. }) => true,
+            Error::Layout(LayoutError::NotReached { left, .. }) => *left,
+            _ => false,
+        }
+    }
+
+    /// 1: refused or failed, and the host is as it was. 3: something is left behind. (2 is for a
+    /// command line that was not understood, and comes from the argument parser.)
+    pub fn exit_code(&self) -> ExitCode {
+        match self.leaves_something() {
+            true => ExitCode::from(3),
+            false => ExitCode::from(1),
         }
     }
 }

@@ -4,7 +4,7 @@
 //!
 //! The way of a command: [`cli`] understands it, a file in [`verb`] carries it out on what [`bus`] and [`store`] show,
 //! by single steps of [`change`], put together in [`making`] where a device is new. What is begun is written to [`journal`] first, and [`repair`] ends what was
-//! interrupted. [`space`] chooses where a device goes; [`report`] is what `list` prints.
+//! interrupted. [`layout`] is for many guests at once. [`space`] chooses where a device goes; [`report`] is what `list` prints.
 
 #![deny(unsafe_code)]
 
@@ -20,7 +20,9 @@ mod driver;
 mod error;
 #[allow(unsafe_code)]
 mod ffi;
+mod file;
 mod journal;
+mod layout;
 mod link;
 mod making;
 mod name;
@@ -62,6 +64,8 @@ fn main() -> ExitCode {
         Command::Bind(args) => verb::bind::run(args, &links),
         Command::Unbind(args) => verb::unbind::run(args, &links),
         Command::Set(args) => verb::set::run(args, &links),
+        Command::Apply(args) => verb::apply::run(args, &links),
+        Command::Save(args) => verb::save::run(args, &links),
         Command::QemuArgs(args) => verb::qemu_args::run(args, &links),
         Command::Completion(args) => verb::completion::run(args),
         Command::Man(args) => verb::completion::man(args),

@@ -7,11 +7,12 @@
 
 use std::collections::BTreeMap;
 
-use crate::bus::{Bus, Identity, Range, Region};
+use crate::bus::{Bus, Device, Identity, Range, Region};
 use crate::change;
 use crate::driver::Driver;
 use crate::error::{Error, Result};
 use crate::journal::{Create, CreateAll, Group, Operation, Survey};
+use crate::layout::placement::Place;
 use crate::link::Links;
 use crate::nodes::Part;
 use crate::repair::{self, guest_of};
@@ -33,6 +34,18 @@ pub struct Plan {
     pub settings: Settings,
 }
 
+impl Plan {
+    /// Its place, as it is kept over a reboot.
+    pub fn place(&self) -> Option<Place> {
+        Some(Place {
+            size: self.part.size.0,
+            align: self.part.align.bytes(),
+            region: self.whole?,
+            ranges: self.layout.ranges.clone(),
+        })
+    }
+}
+
 /// A device that was made.
 #[derive(Debug)]
 pub struct Made {
@@ -50,26 +63,36 @@ pub struct Planner<'b> {
 }
 
 impl<'b> Planner<'b> {
-    /// Looks at the regions that these parts may go to. One that does not tell where it starts is asked.
+    /// Looks at these regions. One that does not tell where it starts is asked. The memory of devices that are `going`
+    /// counts as free.
     pub fn new(
         store: &mut Store,
         links: &Links,
         bus: &'b Bus,
-        parts: &[(&Part, Option<u32>)],
+        regions: &[&Region],
+        going: &[Identity],
     ) -> Result<Planner<'b>> {
-        let mut regions: BTreeMap<u32, &Region> = BTreeMap::new();
-        for (part, region) in parts {
-            let candidates = candidates(bus, part.node, *region)?;
-            regions.extend(candidates.into_iter().map(|region| (region.id, region)));
-        }
+        let regions: BTreeMap<u32, &Region> =
+            regions.iter().map(|region| (region.id, *region)).collect();
         let regions: Vec<&Region> = regions.into_values().collect();
-        let extents = survey(store, links, &regions, bus)?;
+        let goes = |device: &Device| going.contains(&device.identity());
+        let gives = |region: &Region| region.available > 0 || bus.devices_of(region.id).any(goes);
+        let asked: Vec<&Region> = regions
+            .iter()
+            .copied()
+            .filter(|region| gives(region))
+            .collect();
+        let extents = survey(store, links, &asked, bus)?;
         let quarantine = Driver::quarantine();
         let space = |region: &Region| {
             let whole = extents.get(&region.id).copied();
             // A region that is full, or does not tell where it starts, has no free space to give.
-            let space = whole.and_then(|whole| Space::of(region, whole, bus, &quarantine));
-            let strangers = bus.devices_of(region.id).filter(|device| device.size > 0);
+            let devices: Vec<&Device> = bus
+                .devices_of(region.id)
+                .filter(|device| !goes(device))
+                .collect();
+            let space = whole.and_then(|whole| Space::of(region, whole, &devices, &quarantine));
+            let strangers = devices.into_iter().filter(|device| device.size > 0);
             let strangers =
                 strangers.filter(|device| guest_of(device, store.state(), bus).is_none());
             Space {
@@ -100,6 +123,33 @@ impl<'b> Planner<'b> {
             align: part.align,
             shortage,
         })?;
+        Ok(self.take(part, layout, settings))
+    }
+
+    /// As [`Planner::plan`], at a place of old; `None` where that is no more to be had.
+    pub fn plan_at(
+        &mut self,
+        part: &Part,
+        region: Option<u32>,
+        settings: Settings,
+        place: &Place,
+    ) -> Result<Option<Plan>> {
+        let candidates = candidates(self.bus, part.node, region)?;
+        let grain = part.align.grain().0;
+        let fits = |space: &&Space| {
+            candidates.iter().any(|region| region.id == space.region)
+                && self.extents.get(&space.region) == Some(&place.region)
+                && space.has(&place.ranges, grain)
+        };
+        let found = self.spaces.iter().find(fits).map(|space| space.region);
+        let layout = found.map(|region| Layout {
+            region,
+            ranges: place.ranges.clone(),
+        });
+        Ok(layout.map(|layout| self.take(part, layout, settings)))
+    }
+
+    fn take(&mut self, part: &Part, layout: Layout, settings: Settings) -> Plan {
         if let Some(space) = self
             .spaces
             .iter_mut()
@@ -107,17 +157,17 @@ impl<'b> Planner<'b> {
         {
             space.take(&layout.ranges);
         }
-        Ok(Plan {
+        Plan {
             part: part.clone(),
             whole: self.extents.get(&layout.region).copied(),
             layout,
             settings,
-        })
+        }
     }
 }
 
 /// The regions that a device may go to.
-fn candidates(bus: &Bus, node: Option<u32>, region: Option<u32>) -> Result<Vec<&Region>> {
+pub fn candidates(bus: &Bus, node: Option<u32>, region: Option<u32>) -> Result<Vec<&Region>> {
     if bus.regions.is_empty() {
         return Err(Error::NoRegion);
     }
@@ -182,7 +232,7 @@ fn survey(
     bus: &Bus,
 ) -> Result<BTreeMap<u32, Range>> {
     let mut extents = BTreeMap::new();
-    for region in regions.iter().filter(|region| region.available > 0) {
+    for region in regions {
         let mut whole = extent_of(region, bus, store.state());
         if whole.is_none() {
             let known = inodes(bus, region);

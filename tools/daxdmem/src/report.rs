@@ -136,9 +136,10 @@ impl Report {
     ) -> Report {
         let line = |region: &Region| {
             let whole = extent_of(region, &bus, state);
-            let space = whole
-                .filter(|_| region.dynamic)
-                .and_then(|whole| Space::of(region, whole, &bus, &unowned.quarantine));
+            let space = whole.filter(|_| region.dynamic).and_then(|whole| {
+                let devices: Vec<&Device> = bus.devices_of(region.id).collect();
+                Space::of(region, whole, &devices, &unowned.quarantine)
+            });
             let full = region.dynamic && region.available == 0;
             let free = space
                 .map(|space| space.free)

@@ -8,7 +8,7 @@ use std::fmt;
 use dmem_plan::{Extent, PlaceError};
 
 use crate::align::Align;
-use crate::bus::{gib_leaves, Bus, Range, Region};
+use crate::bus::{gib_leaves, Bus, Device, Range, Region};
 use crate::driver::Quarantine;
 use crate::name::DeviceName;
 use crate::size::Size;
@@ -70,15 +70,15 @@ impl Space {
         }
     }
 
-    /// The free space of a region that reaches over `whole`; `None` when the ranges of a device may not be read.
+    /// The free space of a region that reaches over `whole` and has these devices; `None` when the ranges of a device may not be read.
     pub fn of(
         region: &Region,
         whole: Range,
-        bus: &Bus,
+        devices: &[&Device],
         quarantine: &[Quarantine],
     ) -> Option<Space> {
         let mut taken = Vec::new();
-        for device in bus.devices_of(region.id) {
+        for device in devices {
             taken.extend_from_slice(device.ranges.as_deref()?);
         }
         let unowned = subtract(whole, &mut taken);
@@ -90,6 +90,24 @@ impl Space {
             quarantined,
             ..Space::none(region.id)
         })
+    }
+
+    /// Whether these ranges are free, apart from each other and cut in these units.
+    pub fn has(&self, ranges: &[Range], grain: u64) -> bool {
+        let cut =
+            |range: &Range| range.len > 0 && range.start % grain == 0 && range.len % grain == 0;
+        let inside = |range: &Range| {
+            let holds = |piece: &Range| piece.start <= range.start && range.last() <= piece.last();
+            self.free.iter().any(holds)
+        };
+        let apart = |index: usize, range: &Range| {
+            ranges
+                .iter()
+                .skip(index + 1)
+                .all(|other| !range.overlaps(*other))
+        };
+        let mut all = ranges.iter().enumerate();
+        all.all(|(index, range)| cut(range) && inside(range) && apart(index, range))
     }
 
     /// Takes ranges out of the free pieces.
@@ -333,7 +351,7 @@ mod tests {
             device: "dax0.1".to_owned(),
             openers: 1,
         };
-        let empty = Space::of(&region(None), whole, &Bus::default(), &[held]).unwrap();
+        let empty = Space::of(&region(None), whole, &[], &[held]).unwrap();
         assert_eq!(empty.free, [range(4 * GIB, GIB), range(6 * GIB, 2 * GIB)]);
         assert_eq!(
             (empty.total(), empty.largest(), empty.quarantined),
@@ -402,6 +420,15 @@ mod tests {
         let mut space = space(0, &[(4 * GIB, 4 * GIB), (16 * GIB, GIB)]);
         space.take(&[range(16 * GIB, GIB), range(5 * GIB, GIB)]);
         assert_eq!(space.free, [range(4 * GIB, GIB), range(6 * GIB, 2 * GIB)]);
+        assert!(space.has(&[range(7 * GIB, GIB), range(4 * GIB, GIB)], GIB));
+        for taken in [
+            [range(5 * GIB, GIB), range(4 * GIB, GIB)],
+            [range(7 * GIB, 2 * GIB), range(4 * GIB, GIB)],
+            [range(6 * GIB, 2 * GIB), range(7 * GIB, GIB)],
+            [range(6 * GIB + 2 * MIB, GIB), range(4 * GIB, GIB)],
+        ] {
+            assert!(!space.has(&taken, GIB), "{taken:?}");
+        }
         space.take(&[]);
         assert_eq!(space.total(), 3 * GIB);
     }

@@ -2,13 +2,13 @@
 
 //! What daxdmem knows beyond sysfs: names, what was chosen for devices, where regions start, and the running operation.
 //!
-//! Kept in /run, since the devices too are gone after a reboot. The file is replaced as a whole (written aside, synced,
-//! renamed), so a reader sees one state or the next. Who changes anything holds the lock, from before it reads the
+//! Kept in /run, since the devices too are gone after a reboot. The file is replaced as a whole, so a reader sees
+//! one state or the next. Who changes anything holds the lock, from before it reads the
 //! state until it exits; an operation found in the journal under the lock is therefore one whose program died.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bus::{Device, Identity, Range};
 use crate::error::{Error, Result};
+use crate::file;
 use crate::journal::{Group, Operation};
 use crate::name::{DeviceName, PartName};
 use crate::settings::Settings;
@@ -186,7 +187,7 @@ impl Store {
 
     fn under(lock: File, dir: &Path) -> Result<Store> {
         // What a run that was killed while writing has left.
-        let _ = fs::remove_file(aside(dir));
+        let _ = fs::remove_file(file::aside(&dir.join("state.json")));
         Ok(Store {
             state: read(dir)?,
             dir: dir.to_owned(),
@@ -274,28 +275,13 @@ fn read(dir: &Path) -> Result<State> {
     })
 }
 
-/// Where the next state is written before it takes the place of the last.
-fn aside(dir: &Path) -> PathBuf {
-    dir.join("state.json.new")
-}
-
 fn write(dir: &Path, state: &State) -> Result<()> {
-    let (path, aside) = (dir.join("state.json"), aside(dir));
+    let path = dir.join("state.json");
     let steps = || {
-        let mut options = fs::OpenOptions::new();
-        // It holds physical addresses, which sysfs too shows to root only.
-        let mut file = options
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&aside)?;
         let mut text = serde_json::to_vec_pretty(state)?;
         text.push(b'\n');
-        file.write_all(&text)?;
-        file.sync_all()?;
-        fs::rename(&aside, &path)?;
-        File::open(dir)?.sync_all()
+        // It holds physical addresses, which sysfs too shows to root only.
+        file::replace(&path, &text, 0o600)
     };
     steps().map_err(failed("write", &path))
 }

@@ -17,6 +17,7 @@ use crate::settings::Settings;
 use crate::store::{Record, State, Store};
 use crate::terminal::note;
 
+pub mod apply;
 pub mod bind;
 pub mod check;
 pub mod completion;
@@ -25,6 +26,7 @@ pub mod destroy;
 pub mod list;
 pub mod qemu_args;
 pub mod reserve;
+pub mod save;
 pub mod set;
 pub mod unbind;
 

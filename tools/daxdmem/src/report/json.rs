@@ -31,9 +31,15 @@ struct Document {
     lost: Vec<LostEntry>,
 }
 
+/// Begins every document.
 #[derive(Serialize)]
-struct Header {
+pub struct Header {
     version: u32,
+}
+
+impl Header {
+    /// Of the documents that are written now.
+    pub const VERSION_1: Header = Header { version: VERSION };
 }
 
 #[derive(Serialize)]
@@ -92,8 +98,9 @@ struct AccessEntry {
     mode: String,
 }
 
+/// A range of a device.
 #[derive(Serialize)]
-struct RangeEntry {
+pub struct RangeEntry {
     offset: u64,
     #[serde(flatten)]
     piece: Piece,
@@ -152,7 +159,7 @@ impl From<Range> for Piece {
 impl Document {
     fn of(report: &Report) -> Self {
         Document {
-            daxdmem: Header { version: VERSION },
+            daxdmem: Header::VERSION_1,
             driver: DriverEntry {
                 name: crate::driver::Driver::NAME,
                 loaded: report.driver,
@@ -241,20 +248,22 @@ impl AccessEntry {
     }
 }
 
+/// The ranges of a device, in order of offset.
+pub fn ranges(all: &[Range]) -> Vec<RangeEntry> {
+    let entry = |offset: &mut u64, range: &Range| {
+        let entry = RangeEntry {
+            offset: *offset,
+            piece: (*range).into(),
+        };
+        *offset = offset.saturating_add(range.len);
+        Some(entry)
+    };
+    all.iter().scan(0, entry).collect()
+}
+
 impl DeviceEntry {
     fn of(line: &DeviceLine) -> Self {
         let device = &line.device;
-        let offsets = |ranges: &Vec<Range>| {
-            let entry = |offset: &mut u64, range: &Range| {
-                let entry = RangeEntry {
-                    offset: *offset,
-                    piece: (*range).into(),
-                };
-                *offset = offset.saturating_add(range.len);
-                Some(entry)
-            };
-            ranges.iter().scan(0, entry).collect()
-        };
         DeviceEntry {
             device: device.name.to_string(),
             path: line.path().display().to_string(),
@@ -274,7 +283,7 @@ impl DeviceEntry {
             scrub_policy: line.policy.map(|policy| policy.to_string()),
             scrub: device.scrub.map(ScrubEntry::of),
             access: device.access.map(AccessEntry::of),
-            ranges: device.ranges.as_ref().map(offsets),
+            ranges: device.ranges.as_deref().map(ranges),
         }
     }
 }

@@ -54,7 +54,8 @@ pub fn text(report: &Report, verbose: bool) -> String {
 
 const NONE: &str = "-";
 
-fn or_none(value: Option<impl ToString>) -> String {
+/// The value's text, or a dash.
+pub fn or_none(value: Option<impl ToString>) -> String {
     value.map_or_else(|| NONE.to_owned(), |value| value.to_string())
 }
 
@@ -148,7 +149,6 @@ fn state(scrub: Scrub) -> String {
 }
 
 /// Columns as wide as their widest cell, two spaces apart.
-/// A table: columns as wide as their widest cell.
 pub struct Table {
     widths: Vec<usize>,
     lines: Vec<Line>,
@@ -160,7 +160,7 @@ enum Line {
 }
 
 impl Table {
-    /// With these heads of columns.
+    /// With these heads.
     pub fn new(head: &[&str]) -> Self {
         let mut table = Table {
             widths: vec![0; head.len()],
@@ -178,7 +178,8 @@ impl Table {
         self.lines.push(Line::Cells(cells.to_vec()));
     }
 
-    fn note(&mut self, text: String) {
+    /// Adds a line that is no row.
+    pub fn note(&mut self, text: String) {
         self.lines.push(Line::Note(text));
     }
 

@@ -5,7 +5,7 @@
 use super::{begin, bus, need_driver, resolve, warn, Named};
 use crate::bus::{Device, Identity};
 use crate::change;
-use crate::cli::BindArgs;
+use crate::cli::{BindArgs, SettingsArgs};
 use crate::driver::Driver;
 use crate::error::{Error, Result};
 use crate::journal::{Bind, Operation};
@@ -35,7 +35,7 @@ pub fn run(args: &BindArgs, links: &Links) -> Result<()> {
     }
     let mut bound: Vec<Identity> = Vec::new();
     for (device, name) in &found {
-        let result = bind(&mut store, links, args, device, name);
+        let result = bind(&mut store, links, &args.settings, device, name);
         match result {
             Ok(false) => {}
             Ok(true) => bound.push(device.identity()),
@@ -51,11 +51,11 @@ pub fn run(args: &BindArgs, links: &Links) -> Result<()> {
     Ok(())
 }
 
-/// Returns whether there was something to do.
-fn bind(
+/// Binds a device as was chosen for it. Returns whether there was something to do.
+pub fn bind(
     store: &mut Store,
     links: &Links,
-    args: &BindArgs,
+    chosen: &SettingsArgs,
     device: &Device,
     name: &Option<PartName>,
 ) -> Result<bool> {
@@ -67,7 +67,7 @@ fn bind(
     }
     let before = store.state().settings(name.as_ref(), &identity);
     let settings = before.unwrap_or_default();
-    let settings = settings.with(&args.settings, device.access)?;
+    let settings = settings.with(chosen, device.access)?;
     need_driver()?;
     let entry = Bind {
         device: identity,
@@ -78,7 +78,7 @@ fn bind(
     store.update(|state| state.operation = Some(Operation::Bind(entry)))?;
     let bound = make(device, &settings).and_then(|()| {
         store.update(|state| {
-            if before.is_some() || args.settings.is_any() {
+            if before.is_some() || chosen.is_any() {
                 state.keep(name.as_ref(), device, settings);
             }
             state.operation = None;

@@ -9,7 +9,7 @@ use crate::bus::gib_leaves;
 use crate::cli::CreateArgs;
 use crate::error::{Error, Result};
 use crate::link::Links;
-use crate::making::{make_all, Made, Planner};
+use crate::making::{candidates, make_all, Made, Planner};
 use crate::nodes::{spread, NodesError, Part};
 use crate::settings::Settings;
 use crate::terminal::done;
@@ -36,8 +36,11 @@ pub fn run(args: &CreateArgs, links: &Links) -> Result<()> {
     }
     let settings = Settings::NEW.with(&args.settings, None)?;
     let now = bus()?;
-    let wanted: Vec<(&Part, Option<u32>)> = parts.iter().map(|part| (part, args.region)).collect();
-    let mut planner = Planner::new(&mut store, links, &now, &wanted)?;
+    let mut regions = Vec::new();
+    for part in &parts {
+        regions.extend(candidates(&now, part.node, args.region)?);
+    }
+    let mut planner = Planner::new(&mut store, links, &now, &regions, &[])?;
     let plans = parts
         .iter()
         .map(|part| planner.plan(part, args.region, settings))

@@ -1,0 +1,403 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What differs between the layout and the host, and what is to be done about it.
+//!
+//! All is planned before the first step: whatever does not fit is refused here, with the host as it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use super::placement::{Place, Placement};
+use super::{LayoutError, Wanted};
+use crate::align::Align;
+use crate::bus::{Bus, Device, Identity};
+use crate::error::Result;
+use crate::link::Links;
+use crate::making::{candidates, Plan, Planner};
+use crate::name::{GuestName, PartName};
+use crate::nodes::Part;
+use crate::repair::is_there;
+use crate::report::Mode;
+use crate::settings::Settings;
+use crate::size::Size;
+use crate::space::extent_of;
+use crate::store::{Record, State, Store};
+
+/// What is to be done with a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Nothing: it is as declared.
+    Keep,
+    /// It is not there, and is made.
+    Create,
+    /// What was chosen for it is changed, or it is bound.
+    Change,
+    /// It is unmade, and made as declared.
+    Recreate,
+    /// It is not as declared, and stays so.
+    Leave,
+    /// It is not declared, and stays.
+    Unlisted,
+    /// It is not declared, and goes.
+    Destroy,
+}
+
+/// A guest, and what is to be done with it.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// The guest.
+    pub name: GuestName,
+    /// What is to be done.
+    pub action: Action,
+    /// What is not as declared.
+    pub differences: Vec<String>,
+    /// Why it stays as it is, if it does.
+    pub reason: Option<String>,
+    /// Its devices as they are to be, or as they are where they stay; without places where they are yet to be made.
+    pub parts: Vec<(Part, Option<Place>)>,
+    /// The devices to make.
+    pub plans: Vec<Plan>,
+}
+
+/// Compares what is declared with what there is. `users` tells who uses a device.
+///
+/// Declared guests are first, in the order of the file.
+pub fn compare(
+    wanted: &[Wanted],
+    state: &State,
+    bus: &Bus,
+    prune: bool,
+    users: impl Fn(&Device) -> Option<String>,
+) -> Vec<Step> {
+    let declared: BTreeSet<&GuestName> = wanted.iter().map(|guest| &guest.name).collect();
+    let others: BTreeSet<&GuestName> = state
+        .guests
+        .keys()
+        .map(|part| &part.guest)
+        .filter(|name| !declared.contains(name))
+        .collect();
+    let listed = wanted.iter().map(|guest| {
+        let present = Present::of(&guest.name, state, bus);
+        let (action, differences) = present.verdict(guest);
+        let touches = matches!(action, Action::Change | Action::Recreate);
+        let reason = present.lent().or_else(|| match touches {
+            true => present.used(&users),
+            false => None,
+        });
+        let action = reason.as_ref().map_or(action, |_| Action::Leave);
+        let as_it_is = matches!(action, Action::Leave | Action::Keep | Action::Change);
+        Step {
+            name: guest.name.clone(),
+            action,
+            differences,
+            reason,
+            parts: match as_it_is {
+                true => present.parts(state, bus),
+                false => guest
+                    .parts
+                    .iter()
+                    .map(|part| (part.clone(), None))
+                    .collect(),
+            },
+            plans: Vec::new(),
+        }
+    });
+    let others = others.into_iter().map(|name| {
+        let present = Present::of(name, state, bus);
+        let reason = match prune {
+            true => present.lent().or_else(|| present.used(&users)),
+            false => None,
+        };
+        Step {
+            name: name.clone(),
+            action: match (prune, &reason) {
+                (false, _) => Action::Unlisted,
+                (true, Some(_)) => Action::Leave,
+                (true, None) => Action::Destroy,
+            },
+            differences: vec!["it is not in the layout".to_owned()],
+            reason,
+            parts: present.parts(state, bus),
+            plans: Vec::new(),
+        }
+    });
+    listed.chain(others).collect()
+}
+
+/// A guest as it is.
+struct Present<'a> {
+    /// What was recorded, with the device where it is still there.
+    devices: Vec<(&'a PartName, &'a Record, Option<&'a Device>)>,
+}
+
+impl<'a> Present<'a> {
+    fn of(name: &GuestName, state: &'a State, bus: &'a Bus) -> Present<'a> {
+        let name = PartName::from(name.clone());
+        let of_guest = state.guests.range(&name..);
+        let of_guest = of_guest.take_while(|(part, _)| name.covers(part));
+        let device = |(part, record): (&'a PartName, &'a Record)| {
+            let device = bus.same(&record.device).filter(|_| is_there(bus, record));
+            (part, record, device)
+        };
+        Present {
+            devices: of_guest.map(device).collect(),
+        }
+    }
+
+    fn there(&self) -> impl Iterator<Item = &'a Device> + use<'_, 'a> {
+        self.devices.iter().filter_map(|(_, _, device)| *device)
+    }
+
+    /// The use that somebody else makes of it on purpose.
+    fn lent(&self) -> Option<String> {
+        let lent = self
+            .there()
+            .find(|device| device.driver.is_some() && !device.is_page_less());
+        lent.map(|device| format!("{} is {}", device.name, Mode::of(device)))
+    }
+
+    fn used(&self, users: impl Fn(&Device) -> Option<String>) -> Option<String> {
+        self.there().find_map(|device| {
+            let users = users(device)?;
+            Some(format!("{} is in use: {users}", device.name))
+        })
+    }
+
+    /// What is to be done, users apart, and why.
+    fn verdict(&self, wanted: &Wanted) -> (Action, Vec<String>) {
+        if self.devices.is_empty() {
+            return (Action::Create, Vec::new());
+        }
+        let names = |names: Vec<&PartName>| {
+            let names: Vec<String> = names.into_iter().map(ToString::to_string).collect();
+            names.join(", ")
+        };
+        let mut parts: Vec<&Part> = wanted.parts.iter().collect();
+        parts.sort_by(|one, other| one.name.cmp(&other.name));
+        let now = names(self.devices.iter().map(|(name, ..)| *name).collect());
+        let then = names(parts.iter().map(|part| &part.name).collect());
+        if now != then {
+            return (Action::Recreate, vec![format!("devices {now} -> {then}")]);
+        }
+        let mut shape = Vec::new();
+        let mut chosen = Vec::new();
+        for ((name, record, device), part) in self.devices.iter().zip(parts) {
+            let Some(device) = device else {
+                shape.push(format!(
+                    "{} is gone or was changed by another program",
+                    record.device.device
+                ));
+                continue;
+            };
+            let of = match name.node {
+                Some(node) => format!(" of node {node}"),
+                None => String::new(),
+            };
+            let mut differ = |what: &str, now: String, then: String| {
+                if now != then {
+                    shape.push(format!("{what}{of} {now} -> {then}"));
+                }
+            };
+            differ("size", Size(device.size).to_string(), part.size.to_string());
+            differ(
+                "align",
+                Size(device.align).to_string(),
+                part.align.to_string(),
+            );
+            if let Some(node) = part.node {
+                let now = device
+                    .node
+                    .map_or("none".to_owned(), |node| node.to_string());
+                differ("node", now, node.to_string());
+            }
+            if let Some(region) = wanted.region {
+                differ("region", device.region.to_string(), region.to_string());
+            }
+            let mut differ = |what: &str, now: String, then: String| {
+                if now != then {
+                    chosen.push(format!("{what}{of} {now} -> {then}"));
+                }
+            };
+            let settings = effective(record, device);
+            differ(
+                "scrub",
+                settings.scrub.to_string(),
+                wanted.settings.scrub.to_string(),
+            );
+            if let Some(then) = wanted.settings.access {
+                let text = |access: Option<_>| {
+                    access.map_or("none".to_owned(), |access: crate::access::Access| {
+                        access.to_string()
+                    })
+                };
+                differ("owner", text(settings.access), text(Some(then)));
+            }
+            if device.driver.is_none() {
+                differ(
+                    "driver",
+                    "none".to_owned(),
+                    crate::driver::Driver::NAME.to_owned(),
+                );
+            }
+        }
+        match (shape.is_empty(), chosen.is_empty()) {
+            (true, true) => (Action::Keep, chosen),
+            (true, false) => (Action::Change, chosen),
+            (false, _) => {
+                shape.extend(chosen);
+                (Action::Recreate, shape)
+            }
+        }
+    }
+
+    /// Its devices that are there.
+    fn parts(&self, state: &State, bus: &Bus) -> Vec<(Part, Option<Place>)> {
+        let part = |(name, record, device): &(&PartName, &Record, Option<&Device>)| {
+            let device = (*device)?;
+            let part = Part {
+                name: (*name).clone(),
+                size: Size(device.size),
+                align: Align::from_bytes(device.align)?,
+                node: device.node,
+            };
+            let region = bus.region(device.region)?;
+            let place = extent_of(region, bus, state).map(|region| Place {
+                size: device.size,
+                align: device.align,
+                region,
+                ranges: record.ranges.clone(),
+            });
+            Some((part, place))
+        };
+        self.devices.iter().filter_map(part).collect()
+    }
+}
+
+/// What holds for a device: what was chosen, or what is found where nothing was.
+fn effective(record: &Record, device: &Device) -> Settings {
+    let scrub = device.scrub.map(|scrub| scrub.policy);
+    Settings {
+        scrub: scrub.unwrap_or(record.settings.scrub),
+        access: record.settings.access.or(device.access),
+    }
+}
+
+/// The guests of the host as a layout would declare them, by where they are. A guest of which something is lost is
+/// left out.
+pub fn declare(state: &State, bus: &Bus) -> Vec<Wanted> {
+    let nodes: BTreeSet<Option<u32>> = bus.regions.iter().map(|region| region.node).collect();
+    let names: BTreeSet<&GuestName> = state.guests.keys().map(|part| &part.guest).collect();
+    let guest = |name: &GuestName| {
+        let present = Present::of(name, state, bus);
+        let (_, record, device) = present.devices.first()?;
+        let settings = effective(record, (*device)?);
+        let mut parts: Vec<Part> = present
+            .parts(state, bus)
+            .into_iter()
+            .map(|(part, _)| part)
+            .collect();
+        if parts.len() != present.devices.len() {
+            return None;
+        }
+        // On a host of one node there is nothing to choose.
+        if nodes.len() < 2 && parts.len() == 1 {
+            parts.iter_mut().for_each(|part| part.node = None);
+        }
+        let first = record.ranges.first().map(|range| range.start);
+        let wanted = Wanted {
+            name: name.clone(),
+            line: 0,
+            parts,
+            region: None,
+            settings,
+        };
+        Some((first, wanted))
+    };
+    let mut guests: Vec<_> = names.into_iter().filter_map(guest).collect();
+    guests.sort_by_key(|(first, _)| *first);
+    guests.into_iter().map(|(_, guest)| guest).collect()
+}
+
+/// Finds places for what is to be made: those that were kept, then, in the order of the file, what is left.
+pub fn place(
+    steps: &mut [Step],
+    wanted: &[Wanted],
+    kept: &Placement,
+    (store, links, bus): (&mut Store, &Links, &Bus),
+    path: &Path,
+) -> Result<()> {
+    let by_name: BTreeMap<&GuestName, &Wanted> =
+        wanted.iter().map(|guest| (&guest.name, guest)).collect();
+    let failed = |guest: &Wanted| {
+        let (path, line, name) = (path.to_owned(), guest.line, guest.name.clone());
+        move |error| LayoutError::Guest {
+            path,
+            line,
+            name,
+            why: Box::new(error),
+        }
+    };
+    let mut regions = Vec::new();
+    let mut going: Vec<Identity> = Vec::new();
+    for step in &*steps {
+        if matches!(step.action, Action::Recreate | Action::Destroy) {
+            let present = Present::of(&step.name, store.state(), bus);
+            going.extend(present.there().map(Device::identity));
+        }
+        let Some(guest) = by_name.get(&step.name).filter(|_| step.is_made()) else {
+            continue;
+        };
+        for part in &guest.parts {
+            links.check(&part.name).map_err(failed(guest))?;
+            regions.extend(candidates(bus, part.node, guest.region).map_err(failed(guest))?);
+        }
+    }
+    let mut planner = Planner::new(store, links, bus, &regions, &going)?;
+    for only_kept in [true, false] {
+        for step in steps.iter_mut().filter(|step| step.is_made()) {
+            let Some(guest) = by_name.get(&step.name) else {
+                continue;
+            };
+            for (part, place) in step.parts.iter_mut().filter(|(_, place)| place.is_none()) {
+                let found = match (only_kept, kept.of(part)) {
+                    (true, Some(place)) => {
+                        planner.plan_at(part, guest.region, guest.settings, place)
+                    }
+                    (true, None) => Ok(None),
+                    (false, _) => planner.plan(part, guest.region, guest.settings).map(Some),
+                };
+                if let Some(plan) = found.map_err(failed(guest))? {
+                    *place = plan.place();
+                    step.plans.push(plan);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Step {
+    /// Whether devices are made.
+    pub fn is_made(&self) -> bool {
+        matches!(self.action, Action::Create | Action::Recreate)
+    }
+
+    /// Whether the guest is unmade.
+    pub fn is_unmade(&self) -> bool {
+        matches!(self.action, Action::Destroy | Action::Recreate)
+    }
+}
+
+/// The places to keep: of all that is declared.
+pub fn placement(steps: &[Step]) -> Placement {
+    let mut placement = Placement::default();
+    let listed = steps
+        .iter()
+        .filter(|step| !matches!(step.action, Action::Unlisted | Action::Destroy));
+    for (part, place) in listed.flat_map(|step| &step.parts) {
+        if let Some(place) = place {
+            placement.devices.insert(part.name.clone(), place.clone());
+        }
+    }
+    placement
+}
