@@ -25,6 +25,8 @@ mod scrub_course;
 mod tool_check;
 mod tool_host;
 mod tool_kills;
+mod tool_layout;
+mod tool_nodes;
 mod tool_refusals;
 mod tool_reserve;
 mod tool_scrub;
@@ -60,6 +62,8 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         tool_verbs::CASES,
         tool_refusals::CASES,
         tool_kills::CASES,
+        tool_nodes::CASES,
+        tool_layout::CASES,
         tool_scrub::CASES,
         tool_check::CASES,
         tool_reserve::CASES,

@@ -80,7 +80,7 @@ pub const CASES: &[Case] = &[
 const ENDLESS: usize = 200;
 
 /// For each step: prepares, has the verb killed there, repairs with interruptions, and checks. The number of steps.
-fn at_every_step(
+pub fn at_every_step(
     words: &str,
     mut prepare: impl FnMut() -> Outcome,
     mut check: impl FnMut() -> Outcome<&'static str>,

@@ -1,0 +1,618 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The layout: apply brings the host to it whatever happens on the way, and back to it after a reset.
+
+use std::fs;
+use std::path::Path;
+
+use crate::case::{Case, Failure, Named, Outcome};
+use crate::device::{Range, DAX_DMEM};
+use crate::mapping::{Map, Mapping};
+use crate::region::{Region, GIB, MIB};
+use crate::{check, check_eq, reset, say};
+
+use super::tool_host::{
+    access, check_guest, device_of, done, link, need, refused, tool, Host, STATE,
+};
+use super::tool_tracer::killed_at;
+
+pub const CASES: &[Case] = &[
+    Case {
+        name: "layout-apply",
+        shows: "apply makes, changes, remakes and prunes guests as declared, and does nothing the second time",
+        machine: "numa",
+        limit: 120,
+        run: apply,
+        ..Case::DEFAULT
+    },
+    Case {
+        name: "layout-in-use",
+        shows: "apply touches no device that a process maps, says which, and does the rest; --dry-run does nothing",
+        limit: 60,
+        run: in_use,
+        ..Case::DEFAULT
+    },
+    Case {
+        name: "layout-refused",
+        shows: "a layout that is wrong or cannot fit changes nothing at all",
+        machine: "numa",
+        limit: 60,
+        run: refusals,
+        ..Case::DEFAULT
+    },
+    Case {
+        name: "layout-killed",
+        shows: "apply killed at 50 random moments: a second run ends as declared, and a running guest never notices",
+        limit: 900,
+        run: killed,
+        ..Case::DEFAULT
+    },
+    Case {
+        name: "layout-reset",
+        shows: "after a reset, guests of a saved layout are where they were, whatever was added or taken out",
+        limit: 120,
+        fresh: true,
+        run: resets,
+        ..Case::DEFAULT
+    },
+];
+
+const LAYOUT: &str = "/etc/daxdmem/layout.toml";
+const PLACEMENT: &str = "/var/lib/daxdmem/placement.json";
+
+/// Writes the layout: guests as (name, the rest of their table).
+fn declare(guests: &[(&str, &str)]) -> Outcome {
+    let table = |(name, rest): &(&str, &str)| format!("[[guest]]\nname = \"{name}\"\n{rest}\n");
+    let text: String = guests.iter().map(table).collect();
+    write(LAYOUT, &text)
+}
+
+fn write(path: &str, text: &str) -> Outcome {
+    if let Some(dir) = Path::new(path).parent() {
+        fs::create_dir_all(dir)?;
+    }
+    fs::write(path, text).named(path)
+}
+
+/// Ends the case with the VM as it was: no guest, no file.
+fn clean() -> Outcome {
+    declare(&[])?;
+    done("apply --prune")?;
+    for path in [LAYOUT, PLACEMENT, "/etc/daxdmem/layout.toml.old"] {
+        let _ = fs::remove_file(path);
+    }
+    Region::all()?.iter().try_for_each(|region| {
+        check_eq!(
+            region.available()?,
+            region.size,
+            "free bytes of region {}",
+            region.id
+        );
+        Ok(())
+    })
+}
+
+/// The host with what was kept of places.
+fn whole() -> Outcome<(Host, Option<String>)> {
+    Ok((Host::look()?, fs::read_to_string(PLACEMENT).ok()))
+}
+
+fn check_nothing_to_do() -> Outcome {
+    let before = whole()?;
+    let said = done("apply --prune")?;
+    check!(
+        said.ends_with("as declared\n") && said.lines().count() == 1,
+        "apply says: {said}"
+    );
+    let after = whole()?;
+    after.0.expect(&before.0, "after a second apply")?;
+    check_eq!(after.1, before.1, "kept places after a second apply");
+    Ok(())
+}
+
+fn absent(name: &str) -> Outcome {
+    check!(
+        link(name).symlink_metadata().is_err(),
+        "{name} is still there"
+    );
+    Ok(())
+}
+
+fn ranges(name: &str) -> Outcome<Vec<Range>> {
+    device_of(name)?.ranges()
+}
+
+fn apply() -> Outcome {
+    need()?;
+    declare(&[
+        (
+            "vm1",
+            "size = \"1G\"\nnode = 0\nowner = \"4321:8765\"\nmode = \"0660\"",
+        ),
+        ("db1", "size = \"2G\"\nnode = [0, 1]\nscrub = \"never\""),
+        (
+            "vm2",
+            "size = \"514M\"\nalign = \"4K\"\nnode = 1\nscrub = \"hand-out\"",
+        ),
+    ])?;
+    let before = whole()?;
+    let plan = done("apply --dry-run")?;
+    check_eq!(
+        plan.matches("\ncreate ").count(),
+        4,
+        "devices in the plan {plan}"
+    );
+    let json = done("apply --dry-run --json")?;
+    for text in [
+        "\"action\": \"create\"",
+        "\"name\": \"db1:1\"",
+        "\"size\": 538968064",
+        "\"start\": \"0x",
+    ] {
+        check!(json.contains(text), "the plan has no {text}: {json}");
+    }
+    whole()?.0.expect(&before.0, "after dry runs")?;
+    check!(!Path::new(PLACEMENT).exists(), "a dry run kept places");
+
+    done("apply")?;
+    let vm1 = check_guest("vm1", GIB)?;
+    check_eq!(
+        access(&vm1.path())?,
+        "4321:8765 660",
+        "owner and mode of vm1"
+    );
+    check_guest("db1:0", GIB)?;
+    check_guest("db1:1", GIB)?;
+    let vm2 = check_guest("vm2", 514 * MIB)?;
+    let places = [
+        ranges("vm1")?,
+        ranges("db1:0")?,
+        ranges("db1:1")?,
+        ranges("vm2")?,
+    ];
+    // What the plan said is what was done.
+    for start in places
+        .iter()
+        .flatten()
+        .map(|range| format!("\"start\": \"{:#x}\"", range.start))
+    {
+        check!(json.contains(&start), "the plan had no {start}: {json}");
+    }
+    check_nothing_to_do()?;
+
+    // One changed, one remade, one gone, one unbound, one by hand.
+    done("unbind db1:1")?;
+    done("create hand --size 2M")?;
+    declare(&[
+        ("vm1", "size = \"1G\"\nnode = 0\nscrub = \"never\""),
+        ("db1", "size = \"2G\"\nnode = [0, 1]\nscrub = \"never\""),
+        ("vm2", "size = \"1G\"\nnode = 1"),
+    ])?;
+    let plan = done("apply --dry-run")?;
+    for text in [
+        "change ",
+        "  scrub release -> never\n",
+        "  owner 4321:8765 0660 -> root:root 0600\n",
+        "  driver of node 1 none -> dax_dmem\n",
+        "recreate ",
+        "  size 514M -> 1G\n",
+        "unlisted ",
+        "--prune destroys it",
+    ] {
+        check!(plan.contains(text), "the plan has no '{text}': {plan}");
+    }
+    done("apply")?;
+    check_eq!(access(&vm1.path())?, "0:0 600", "owner and mode of vm1");
+    check_eq!(ranges("vm1")?, places[0], "ranges of vm1");
+    check_guest("db1:1", GIB)?;
+    check_eq!(ranges("db1:1")?, places[2], "ranges of db1:1");
+    check!(
+        check_guest("vm2", GIB)?.ranges()? != places[3],
+        "vm2 was not remade: {}",
+        vm2.name
+    );
+    check_guest("hand", 2 * MIB)?;
+    done("apply --prune")?;
+    absent("hand")?;
+    check_nothing_to_do()?;
+
+    // A device that another program took is forgotten, and the guest made anew.
+    let lost = device_of("vm2")?;
+    lost.unbind()?;
+    lost.destroy()?;
+    done("apply")?;
+    check_guest("vm2", GIB)?;
+    check_nothing_to_do()?;
+    clean()
+}
+
+fn in_use() -> Outcome {
+    need()?;
+    declare(&[
+        ("vm1", "size = \"1G\""),
+        ("vm2", "size = \"512M\"\nscrub = \"never\""),
+    ])?;
+    done("apply")?;
+    let device = check_guest("vm1", GIB)?;
+    let mapping = map(&device.open()?)?;
+    declare(&[
+        ("vm1", "size = \"2G\"\nmode = \"0660\""),
+        ("vm2", "size = \"512M\"\nmode = \"0660\"\nscrub = \"never\""),
+    ])?;
+    let (before, places) = whole()?;
+    let plan = done("apply --dry-run")?;
+    for text in [
+        "leave ",
+        "size 1G -> 2G",
+        "stays as it is: ",
+        " is in use: 1 open file",
+    ] {
+        check!(plan.contains(text), "the plan has no '{text}': {plan}");
+    }
+    whole()?.0.expect(&before, "after a dry run")?;
+    check_eq!(whole()?.1, places, "kept places after a dry run");
+    let pid = format!("pid {}", std::process::id());
+    check!(plan.contains(&pid), "the plan does not say '{pid}': {plan}");
+
+    let ran = tool("apply")?;
+    check_eq!(ran.code, Some(1), "exit code of apply");
+    check!(
+        ran.stderr.contains("1 of 2 guests are not as"),
+        "apply says: {}",
+        ran.stderr
+    );
+    check_eq!(check_guest("vm1", GIB)?.name, device.name, "device of vm1");
+    check_eq!(access(&device.path())?, "0:0 600", "owner and mode of vm1");
+    check_map(&mapping)?;
+    let vm2 = check_guest("vm2", 512 * MIB)?;
+    check_eq!(access(&vm2.path())?, "0:0 660", "owner and mode of vm2");
+    // Nor is it pruned.
+    declare(&[("vm2", "size = \"512M\"\nmode = \"0660\"\nscrub = \"never\"")])?;
+    check_eq!(
+        tool("apply --prune")?.code,
+        Some(1),
+        "exit code of apply --prune"
+    );
+    check_guest("vm1", GIB)?;
+    check_map(&mapping)?;
+    drop(mapping);
+    done("apply --prune")?;
+    absent("vm1")?;
+    clean()
+}
+
+/// Maps a GiB with words that tell where they are.
+fn map(file: &fs::File) -> Outcome<Mapping> {
+    let mapping = Map::new(GIB).file(file)?;
+    for offset in (0..GIB).step_by(MIB as usize) {
+        mapping.write(offset, !offset);
+    }
+    Ok(mapping)
+}
+
+fn check_map(mapping: &Mapping) -> Outcome {
+    for offset in (0..GIB).step_by(MIB as usize) {
+        check_eq!(
+            mapping.read(offset),
+            !offset,
+            "word of the running guest at {offset:#x}"
+        );
+    }
+    Ok(())
+}
+
+fn refusals() -> Outcome {
+    need()?;
+    done("create vm1 --size 1G --node 0 --scrub never")?;
+    // Node 0 has 2 GiB, node 1 has 4. The good guests come first, and one of them would have to be remade.
+    let good = "[[guest]]\nname = \"vm1\"\nsize = \"512M\"\nnode = 0\n\n[[guest]]\nname = \"vm2\"\nsize = \"1G\"\n\n";
+    for (rest, texts) in [
+        (
+            "size = \"4G\"\nnode = 0",
+            [
+                "layout.toml, line 10: big: no space for 4G",
+                "region 0 has 1.5G free",
+            ],
+        ),
+        (
+            "size = \"8G\"\nnode = [0, 1]",
+            ["big: no space for 4G", "region 0 has"],
+        ),
+        (
+            "size = \"64G\"",
+            ["big: no space for 64G", "; region 1 has 3G free"],
+        ),
+        (
+            "size = \"1G\"\nnode = 5",
+            ["big: no region lies on node 5", "node 1)"],
+        ),
+        (
+            "size = \"1G\"\nregion = 9",
+            ["big: there is no region 9", "There are: 0"],
+        ),
+        (
+            "size = \"1G\"\nnoda = 0",
+            [
+                "TOML parse error at line 12, column 1",
+                "unknown field `noda`",
+            ],
+        ),
+        (
+            "size = \"3M\"",
+            ["line 10: big: size 3M is no multiple of 2M", "Use 2M or 4M"],
+        ),
+        (
+            "size = \"1G\"\nowner = \"nobody-here\"",
+            ["there is no user called nobody-here", "getent passwd"],
+        ),
+        (
+            "size = 1",
+            ["line 11, column 8", "expected a text in quotes"],
+        ),
+    ] {
+        write(
+            LAYOUT,
+            &format!("{good}[[guest]]\nname = \"big\"\n{rest}\n"),
+        )?;
+        refused("apply", &texts)?;
+        refused("apply --dry-run", &texts)?;
+    }
+    let _ = fs::remove_file(LAYOUT);
+    refused(
+        "apply",
+        &[
+            "there is no layout at /etc/daxdmem/layout.toml",
+            "daxdmem save",
+        ],
+    )?;
+    check!(!Path::new(PLACEMENT).exists(), "places were kept");
+    check_guest("vm1", GIB)?;
+    clean()
+}
+
+fn killed() -> Outcome {
+    need()?;
+    let running = ("run", "size = \"1G\"\nscrub = \"never\"");
+    let first = [
+        running,
+        ("vm1", "size = \"1G\"\nscrub = \"never\""),
+        ("vm2", "size = \"512M\"\nscrub = \"never\""),
+        ("old", "size = \"512M\"\nscrub = \"never\""),
+    ];
+    let second = [
+        running,
+        ("vm1", "size = \"1.5G\"\nalign = \"2M\"\nscrub = \"never\""),
+        (
+            "vm2",
+            "size = \"512M\"\nowner = \"4321:8765\"\nmode = \"0660\"\nscrub = \"hand-out\"",
+        ),
+        ("vm3", "size = \"256M\"\nscrub = \"never\"\nmode = \"0640\""),
+    ];
+    declare(&first)?;
+    done("apply --prune")?;
+    let guest = check_guest("run", GIB)?;
+    let place = guest.ranges()?;
+    let mapping = map(&guest.open()?)?;
+
+    let mut steps = 0;
+    let mut random: u64 = 0x6461_7864_6d65_6d21;
+    let mut points = Vec::new();
+    for round in 0..=50 {
+        declare(&first)?;
+        done("apply --prune --no-wait")?;
+        declare(&second)?;
+        // The first round only counts.
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        let step = match round {
+            0 => usize::MAX,
+            _ => 1 + usize::try_from(random >> 33)? % steps,
+        };
+        let ran = killed_at(step, "daxdmem apply --prune --no-wait")?;
+        if round == 0 {
+            check_eq!(
+                ran.code,
+                Some(0),
+                "exit code of apply, which said {}",
+                ran.stderr
+            );
+            steps = ran.calls.len();
+            check!(steps > 50, "apply has {steps} steps only");
+        } else {
+            check_eq!(ran.code, None, "exit code of apply killed at step {step}");
+            points.push(step);
+        }
+        let at = format!(
+            "killed at step {step}, {}",
+            ran.calls.last().unwrap_or(&"none")
+        );
+        done("apply --prune --no-wait").named(&at)?;
+        let check = || -> Outcome {
+            check_guest("vm1", 3 * GIB / 2)?;
+            let vm2 = check_guest("vm2", 512 * MIB)?;
+            check_eq!(
+                access(&vm2.path())?,
+                "4321:8765 660",
+                "owner and mode of vm2"
+            );
+            check_eq!(
+                access(&check_guest("vm3", 256 * MIB)?.path())?,
+                "0:0 640",
+                "mode of vm3"
+            );
+            absent("old")?;
+            check_eq!(
+                check_guest("run", GIB)?.name,
+                guest.name,
+                "device of the running guest"
+            );
+            check_eq!(guest.ranges()?, place, "ranges of the running guest");
+            check_map(&mapping)?;
+            let state = fs::read_to_string(STATE)?;
+            for text in ["\"operation\": null", "\"group\": null"] {
+                check!(state.contains(text), "the journal still has {state}");
+            }
+            check!(
+                !Path::new("/dev/daxdmem/.new").exists(),
+                "a link is half made"
+            );
+            check_nothing_to_do()
+        };
+        check().named(&at)?;
+    }
+    points.sort_unstable();
+    say!("apply has {steps} steps; killed at {points:?}");
+    drop(mapping);
+    clean()
+}
+
+/// Where texts are kept over a reset: in the last 2 MiB of the region.
+fn vault(region: &Region) -> Outcome<(crate::device::Device, Mapping)> {
+    let device = region.create(2 * MIB, &[(region.size - 2 * MIB, 2 * MIB)])?;
+    device.bind(DAX_DMEM)?;
+    let mapping = Map::new(2 * MIB).file(&device.open()?)?;
+    Ok((device, mapping))
+}
+
+/// Keeps the layout, the places and a note over a reset.
+fn keep(region: &Region, note: &str) -> Outcome {
+    let texts = [
+        fs::read_to_string(LAYOUT)?,
+        fs::read_to_string(PLACEMENT)?,
+        note.to_owned(),
+    ];
+    let all = texts.join("\0");
+    let (device, mapping) = vault(region)?;
+    mapping.write(0, u64::try_from(all.len())?);
+    for (index, part) in (1u64..).zip(all.as_bytes().chunks(8)) {
+        let mut word = [0; 8];
+        word[..part.len()].copy_from_slice(part);
+        mapping.write(8 * index, u64::from_le_bytes(word));
+    }
+    drop(mapping);
+    device.destroy()
+}
+
+/// Puts the files back; the note.
+fn restore(region: &Region) -> Outcome<String> {
+    let (device, mapping) = vault(region)?;
+    let len = usize::try_from(mapping.read(0))?;
+    check!((1..1 << 20).contains(&len), "{len} bytes were kept");
+    let words = (1..=len.div_ceil(8)).map(|index| mapping.read(8 * index as u64).to_le_bytes());
+    let mut bytes: Vec<u8> = words.flatten().collect();
+    bytes.truncate(len);
+    drop(mapping);
+    device.destroy()?;
+    let all = String::from_utf8(bytes)?;
+    match all.split('\0').collect::<Vec<_>>().as_slice() {
+        [layout, places, note] => {
+            write(LAYOUT, layout)?;
+            write(PLACEMENT, places)?;
+            Ok((*note).to_owned())
+        }
+        _ => Err(Failure::Fail(format!("this was kept: {all}"))),
+    }
+}
+
+/// The guests' places, as a text.
+fn places(names: &[&str]) -> Outcome<String> {
+    let place = |name: &&str| Ok(format!("{name} {:x?}", ranges(name)?));
+    Ok(names
+        .iter()
+        .map(place)
+        .collect::<Outcome<Vec<_>>>()?
+        .join("\n"))
+}
+
+fn resets() -> Outcome {
+    need()?;
+    let region = Region::first()?;
+    match reset::count() {
+        0 => {
+            // Made by hand, with gaps, so that none is where a placement from nothing would put it.
+            for (name, size) in [
+                ("gap", "1G"),
+                ("vm1", "1G"),
+                ("hole", "512M"),
+                ("vm2", "1.5G"),
+                ("vm3", "512M"),
+            ] {
+                done(&format!(
+                    "create {name} --size {size} --align 2M --scrub never"
+                ))?;
+            }
+            done("destroy gap")?;
+            done("destroy hole")?;
+            let saved = done("save -")?;
+            check!(!Path::new(LAYOUT).exists(), "save - wrote a file");
+            done("save")?;
+            check_eq!(fs::read_to_string(LAYOUT)?, saved, "the saved layout");
+            let again = done("save")?;
+            check!(
+                again.contains("declares the 3 guests as they are"),
+                "save says: {again}"
+            );
+            check_nothing_to_do()?;
+            keep(&region, &places(&["vm1", "vm2", "vm3"])?)?;
+            reset::vm()
+        }
+        1 => {
+            let note = restore(&region)?;
+            done("apply --boot")?;
+            check_eq!(
+                places(&["vm1", "vm2", "vm3"])?,
+                note,
+                "places after a reset"
+            );
+            check_nothing_to_do()?;
+            // Another one first, and one of them out: the others stay where they are, then and after a reset.
+            let text = fs::read_to_string(LAYOUT)?;
+            let tables: Vec<&str> = text
+                .split("[[guest]]")
+                .skip(1)
+                .filter(|table| !table.contains("\"vm2\""))
+                .collect();
+            check_eq!(tables.len(), 2, "guests left in {text}");
+            let tables = tables.join("[[guest]]");
+            write(LAYOUT, &format!("[[guest]]\nname = \"vm0\"\nsize = \"1G\"\nscrub = \"never\"\n[[guest]]{tables}"))?;
+            done("apply --prune")?;
+            absent("vm2")?;
+            let kept: Vec<&str> = note
+                .lines()
+                .filter(|line| !line.starts_with("vm2"))
+                .collect();
+            check_eq!(
+                places(&["vm1", "vm3"])?,
+                kept.join("\n"),
+                "places of those that stay"
+            );
+            keep(&region, &places(&["vm0", "vm1", "vm3"])?)?;
+            reset::vm()
+        }
+        2 => {
+            let note = restore(&region)?;
+            done("apply --boot")?;
+            check_eq!(
+                places(&["vm0", "vm1", "vm3"])?,
+                note,
+                "places after another reset"
+            );
+            // From nothing, the order of the file alone decides, whatever was there before.
+            let anew = || -> Outcome<String> {
+                fs::remove_file(PLACEMENT)?;
+                let text = fs::read_to_string(LAYOUT)?;
+                declare(&[])?;
+                done("apply --prune")?;
+                fs::remove_file(PLACEMENT)?;
+                write(LAYOUT, &text)?;
+                done("apply")?;
+                places(&["vm0", "vm1", "vm3"])
+            };
+            let places = anew()?;
+            check!(places != note, "placed anew, they are where they were");
+            check_eq!(anew()?, places, "places from nothing");
+            clean()
+        }
+        count => Err(Failure::Fail(format!("{count} resets"))),
+    }
+}
