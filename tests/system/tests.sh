@@ -255,8 +255,7 @@ test_kmem_never() {
 	# shellcheck disable=SC2016 # expanded in the machine
 	must 300 'echo '\''GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX systemd.unit=sysinit.target"'\'' >/etc/default/grub.d/zz-test.cfg; update-grub'
 	for boot in $(seq 20); do
-		vm 60 'systemctl --no-block --force reboot' || fail "reboot refused: $OUTPUT"
-		vm_up
+		vm_reboot
 		region_driver
 		[ -n "$OUTPUT" ] || fail "boot $boot: no device on the dax bus"
 		! grep -q ' kmem$' <<<"$OUTPUT" || fail "boot $boot: $OUTPUT"
