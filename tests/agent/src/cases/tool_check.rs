@@ -106,11 +106,7 @@ fn healthy(regions: &str, reserved: &str) -> Outcome {
         "JSON counts others: {json}"
     );
     let quiet = done("check --quiet")?;
-    check_eq!(
-        quiet.trim(),
-        "all is well",
-        "what --quiet says"
-    );
+    check_eq!(quiet.trim(), "all is well", "what --quiet says");
     // Everybody may look, and is told what root would see.
     let others = Command::new("setpriv")
         .arg("--reuid=65534")
