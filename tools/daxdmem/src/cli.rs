@@ -2,6 +2,10 @@
 
 //! The command line.
 
+pub mod check;
+pub mod layout;
+mod libvirt;
+pub mod reserve;
 mod shell;
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
@@ -13,11 +17,8 @@ use crate::nodes::Share;
 use crate::scrub::Policy;
 use crate::size::Size;
 
-pub mod check;
-pub mod layout;
-pub mod reserve;
-
 use layout::{ApplyArgs, SaveArgs, APPLY_EXAMPLES};
+pub use libvirt::{LibvirtSetupArgs, LibvirtXmlArgs};
 pub use shell::{CompletionArgs, ManArgs};
 
 /// Guest memory without struct page: cuts reserved memory into devices, one for each guest.
@@ -112,6 +113,18 @@ pub enum Command {
     /// The guest's memory size is the device's: leave -m out. A guest of several devices gets as many NUMA nodes, in the
     /// order of the host's.
     QemuArgs(QemuArgs),
+    /// Write the XML of a libvirt domain that takes its memory from a device, or change the one there is
+    ///
+    /// Of a domain that is changed everything else stays as it is, byte for byte; the difference is shown. Settings
+    /// that such memory cannot go with are refused or named. The same again changes nothing, and another device takes
+    /// the place of the last.
+    #[command(after_long_help = libvirt::XML_EXAMPLES)]
+    LibvirtXml(LibvirtXmlArgs),
+    /// Let libvirt's QEMU open the guests' devices
+    ///
+    /// Shows what would change in libvirt's files, and changes it with --apply.
+    #[command(after_long_help = libvirt::SETUP_DETAILS)]
+    LibvirtSetup(LibvirtSetupArgs),
     /// Print what a shell needs to complete daxdmem's command line
     #[command(after_long_help = shell::COMPLETION_EXAMPLES)]
     Completion(CompletionArgs),

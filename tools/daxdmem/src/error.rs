@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use crate::align::Align;
 use crate::bus::Range;
 use crate::layout::LayoutError;
+use crate::libvirt::LibvirtError;
 use crate::name::{DeviceName, GuestName, PartName, Target};
 use crate::nodes::NodesError;
 use crate::reserve::error::ReserveError;
@@ -164,6 +165,9 @@ pub enum Error {
 
     #[error(transparent)]
     Nodes(#[from] NodesError),
+
+    #[error(transparent)]
+    Libvirt(#[from] LibvirtError),
 
     #[error("{what}: {source}{hint}")]
     Kernel {

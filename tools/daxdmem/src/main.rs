@@ -17,12 +17,14 @@ mod cli;
 #[allow(unsafe_code)]
 mod daxctl;
 mod driver;
+mod edit;
 mod error;
 #[allow(unsafe_code)]
 mod ffi;
 mod file;
 mod journal;
 mod layout;
+mod libvirt;
 mod link;
 mod making;
 mod name;
@@ -67,6 +69,8 @@ fn main() -> ExitCode {
         Command::Apply(args) => verb::apply::run(args, &links),
         Command::Save(args) => verb::save::run(args, &links),
         Command::QemuArgs(args) => verb::qemu_args::run(args, &links),
+        Command::LibvirtXml(args) => verb::libvirt_xml::run(args, &links),
+        Command::LibvirtSetup(args) => verb::libvirt_setup::run(args, &links),
         Command::Completion(args) => verb::completion::run(args),
         Command::Man(args) => verb::completion::man(args),
     };

@@ -23,6 +23,8 @@ pub mod check;
 pub mod completion;
 pub mod create;
 pub mod destroy;
+pub mod libvirt_setup;
+pub mod libvirt_xml;
 pub mod list;
 pub mod qemu_args;
 pub mod reserve;

@@ -10,15 +10,15 @@
 //! Whether a boot loader has got what the file says is seen from what it made of it. So nothing needs to be remembered: a
 //! run that was interrupted between the file and the boot loader is completed by the next one.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::error::ReserveError;
 use super::parameter::{self, Settings};
 use crate::bus::Range;
+use crate::edit::Edit;
 
 /// daxdmem's file for GRUB.
 const DROP_IN: &str = "etc/default/grub.d/daxdmem.cfg";
@@ -40,53 +40,6 @@ pub enum Loader {
     Grub,
     /// systemd-boot, or the firmware with unified kernel images.
     KernelInstall,
-}
-
-/// A file that is to change.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Edit {
-    /// The file.
-    pub path: PathBuf,
-    /// What it holds; `None`: there is none.
-    pub old: Option<String>,
-    /// What it is to hold; `None`: none is to be there.
-    pub new: Option<String>,
-}
-
-impl Edit {
-    /// Whether there is anything to do.
-    pub fn is_needed(&self) -> bool {
-        self.old != self.new
-    }
-
-    /// The difference, as people know it from diff.
-    pub fn diff(&self) -> String {
-        let name = |text: &Option<String>| match text {
-            Some(_) => self.path.display().to_string(),
-            None => "/dev/null".to_owned(),
-        };
-        let lines = |text: &Option<String>| -> Vec<String> {
-            let text = text.as_deref().unwrap_or_default();
-            text.lines().map(str::to_owned).collect()
-        };
-        let (old, new) = (lines(&self.old), lines(&self.new));
-        let same = |a: &String, b: &String| a == b;
-        let head = old.iter().zip(&new).take_while(|(a, b)| same(a, b)).count();
-        let (old, new) = (&old[head..], &new[head..]);
-        let tail = old
-            .iter()
-            .rev()
-            .zip(new.iter().rev())
-            .take_while(|(a, b)| same(a, b))
-            .count();
-        let mut text = format!("--- {}\n+++ {}\n", name(&self.old), name(&self.new));
-        for (sign, lines, tail) in [('-', old, tail), ('+', new, tail)] {
-            for line in &lines[..lines.len() - tail] {
-                text.push_str(&format!("{sign}{line}\n"));
-            }
-        }
-        text
-    }
 }
 
 impl Loader {
@@ -232,12 +185,12 @@ pub fn apply(
     let undo = |loaders: &[Loader]| {
         let restored = edits
             .iter()
-            .try_for_each(|(_, edit)| put(&edit.path, edit.old.as_deref()));
+            .try_for_each(|(_, edit)| edit.reverse().apply());
         let updated = loaders.iter().try_for_each(|loader| update(*loader));
         restored.is_ok() && updated.is_ok()
     };
     for (_, edit) in edits {
-        if let Err(error) = put(&edit.path, edit.new.as_deref()) {
+        if let Err(error) = edit.apply() {
             let _ = undo(&[]);
             return Err(cannot_write(&edit.path, &error));
         }
@@ -260,42 +213,6 @@ fn cannot_write(path: &Path, error: &io::Error) -> ReserveError {
         path: path.to_owned(),
         why: error.to_string(),
     }
-}
-
-/// Has the file hold the text, or be gone. A reader sees the one or the other.
-fn put(path: &Path, text: Option<&str>) -> io::Result<()> {
-    let Some(text) = text else {
-        return match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        };
-    };
-    // Through a link to the file that is meant.
-    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let dir = path.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(dir)?;
-    let mut aside = path.clone().into_os_string();
-    // update-grub reads what ends in .cfg.
-    aside.push(".daxdmem-new");
-    let steps = || {
-        let mut options = OpenOptions::new();
-        let mut file = options
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o644)
-            .open(&aside)?;
-        file.write_all(text.as_bytes())?;
-        if let Ok(found) = fs::metadata(&path) {
-            file.set_permissions(found.permissions())?;
-        }
-        file.sync_all()?;
-        fs::rename(&aside, &path)?;
-        File::open(dir)?.sync_all()
-    };
-    steps().inspect_err(|_| {
-        let _ = fs::remove_file(&aside);
-    })
 }
 
 /// The file for GRUB.
@@ -574,23 +491,5 @@ mod tests {
         assert_eq!(found.len(), 2, "{found:?}");
         assert_eq!(found[0].1, Settings::of(PAIR));
         assert_eq!(found[1].1, Settings::of("memmap=1M#2M"));
-    }
-
-    #[test]
-    fn differences_are_shown() {
-        let edit = Edit {
-            path: PathBuf::from("/etc/kernel/cmdline"),
-            old: Some("a\nb\nc\n".to_owned()),
-            new: Some("a\nx\nc\n".to_owned()),
-        };
-        assert_eq!(
-            edit.diff(),
-            "--- /etc/kernel/cmdline\n+++ /etc/kernel/cmdline\n-b\n+x\n"
-        );
-        let gone = Edit { new: None, ..edit };
-        assert_eq!(
-            gone.diff(),
-            "--- /etc/kernel/cmdline\n+++ /dev/null\n-a\n-b\n-c\n"
-        );
     }
 }

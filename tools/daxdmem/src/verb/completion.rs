@@ -19,7 +19,7 @@ pub fn run(args: &CompletionArgs) -> Result<()> {
 /// Runs `man`: one page for the tool, one for each verb.
 pub fn man(args: &ManArgs) -> Result<()> {
     let what = format!("cannot write man pages to {}", args.dir.display());
-    let mut pages = vec![Cli::command()];
+    let mut pages = vec![Cli::command().disable_help_subcommand(true)];
     // As in git-log(1): a page is called by the tool and the verb.
     pages.extend(
         Cli::command()
@@ -31,7 +31,6 @@ pub fn man(args: &ManArgs) -> Result<()> {
                 verb.clone()
                     .display_name(&name)
                     .bin_name(name.replacen('-', " ", 1))
-                    .version(env!("CARGO_PKG_VERSION"))
             }),
     );
     let write = || {
@@ -58,7 +57,8 @@ mod tests {
         };
         man(&args).unwrap();
         let page = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
-        assert!(page("daxdmem.8").contains("daxdmem\\-create(8)"));
+        let tool = page("daxdmem.8");
+        assert!(tool.contains("daxdmem\\-create(8)") && !tool.contains("daxdmem\\-help"));
         let create = page("daxdmem-create.8");
         assert!(create.contains("\\fBdaxdmem create\\fR"), "{create}");
         assert!(create.contains("\\-\\-size"), "{create}");

@@ -19,6 +19,11 @@ use crate::terminal::answer;
 
 /// Runs it.
 pub fn run(args: &QemuArgs, links: &Links) -> Result<()> {
+    answer(&format!("{}\n", text(&devices(&args.target, links)?)))
+}
+
+/// The page-less devices that a command names, each with the path by which QEMU finds it.
+pub fn devices(target: &Target, links: &Links) -> Result<Vec<(Device, PathBuf)>> {
     let state = look(links)?;
     let now = bus()?;
     // Who may not read the state goes by the links.
@@ -32,33 +37,32 @@ pub fn run(args: &QemuArgs, links: &Links) -> Result<()> {
         let guests = named.filter_map(|(device, name)| Some((name, guest(now.device(device)?))));
         State::of_guests(guests.collect())
     });
-    let found = resolve(&args.target, &state, &now)?;
+    let found = resolve(target, &state, &now)?;
     if let Some((device, _)) = found.iter().find(|(device, _)| !device.is_page_less()) {
         return Err(Error::NotBound {
-            target: args.target.clone(),
+            target: target.clone(),
             mode: Mode::of(device).to_string(),
         });
     }
-    let path = |device: &Device, name: &Option<PartName>| match (&args.target, name) {
+    let path = |device: &Device, name: &Option<PartName>| match (target, name) {
         (Target::Guest(_), Some(name)) => links.path(name),
         _ => Path::new("/dev").join(device.name.to_string()),
     };
-    let found = found.iter();
-    let paths: Vec<(&Device, PathBuf)> = found
-        .map(|(device, name)| (*device, path(device, name)))
-        .collect();
-    answer(&format!("{}\n", text(&paths)))
+    Ok(found
+        .into_iter()
+        .map(|(device, name)| (device.clone(), path(device, &name)))
+        .collect())
 }
 
 /// One line. With one device the object's id is the same for all guests: a QEMU has one such object for its RAM. With
 /// several the guest has as many NUMA nodes, and QEMU wants to be told the sum.
-fn text(devices: &[(&Device, PathBuf)]) -> String {
+fn text(devices: &[(Device, PathBuf)]) -> String {
     if let [(device, path)] = devices {
         let object = object("ram", device, path);
         return format!("{object} -machine memory-backend=ram");
     }
     let size: u64 = devices.iter().map(|(device, _)| device.size).sum();
-    let node = |(index, (device, path)): (usize, &(&Device, PathBuf))| {
+    let node = |(index, (device, path)): (usize, &(Device, PathBuf))| {
         let id = format!("ram{index}");
         let object = object(&id, device, path);
         format!(" {object} -numa node,nodeid={index},memdev={id}")
@@ -67,19 +71,27 @@ fn text(devices: &[(&Device, PathBuf)]) -> String {
     format!("-m {}M{nodes}", size >> 20)
 }
 
-/// `align=` because QEMU puts the mapping at an address of its own choice, by default 4 KiB beside any boundary; with
-/// `share=off` it would ask for a private mapping, which there is none of; merging and dumping need struct pages.
-fn object(id: &str, device: &Device, path: &Path) -> String {
+/// What QEMU's mapping has to be aligned to, for the largest leaves: QEMU puts it at an address of its own choice, by
+/// default 4 KiB beside any boundary.
+pub fn mapping_align(device: &Device) -> u64 {
     // Where the ranges are not to be read, 1G is never wrong: it costs a hole in the address space at most.
     let large = match device.ranges.as_deref() {
         Some(ranges) => gib_leaves(ranges) > 0,
         None => device.size >= Leaf::Pud.size(),
     };
+    match large {
+        true => Leaf::Pud.size(),
+        false => Leaf::Pmd.size(),
+    }
+}
+
+/// With `share=off` QEMU would ask for a private mapping, which there is none of; merging and dumping need struct pages.
+fn object(id: &str, device: &Device, path: &Path) -> String {
     format!(
         "-object memory-backend-file,id={id},mem-path={},size={},share=on,align={},prealloc=off,merge=off,dump=off",
         path.display(),
         device.size,
-        if large { "1G" } else { "2M" },
+        if mapping_align(device) == Leaf::Pud.size() { "1G" } else { "2M" },
     )
 }
 
@@ -92,7 +104,7 @@ mod tests {
     fn what_qemu_is_told() {
         let mut device = crate::report::tests::device();
         let path = Path::new("/dev/daxdmem/vm1");
-        let text = |device: &Device, path: &Path| text(&[(device, path.to_owned())]);
+        let text = |device: &Device, path: &Path| text(&[(device.clone(), path.to_owned())]);
         let line = |align| {
             format!(
                 "-object memory-backend-file,id=ram,mem-path=/dev/daxdmem/vm1,size=2147483648,share=on,align={align},\
@@ -120,7 +132,7 @@ mod tests {
         };
         let path = |node: u32| PathBuf::from(format!("/dev/daxdmem/db1:{node}"));
         assert_eq!(
-            text(&[(&first, path(0)), (&second, path(3))]),
+            text(&[(first, path(0)), (second, path(3))]),
             "-m 2560M \
              -object memory-backend-file,id=ram0,mem-path=/dev/daxdmem/db1:0,size=2147483648,share=on,align=1G,\
              prealloc=off,merge=off,dump=off -numa node,nodeid=0,memdev=ram0 \
