@@ -78,6 +78,10 @@ furnish() {
 	sed -i -e 's/^GRUB_TIMEOUT=.*/GRUB_TIMEOUT=0/' -e 's/^GRUB_CMDLINE_LINUX_DEFAULT=.*/GRUB_CMDLINE_LINUX_DEFAULT=""/' \
 		-e 's/^GRUB_CMDLINE_LINUX=.*/GRUB_CMDLINE_LINUX="console=ttyS0 no_timer_check watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=300 panic=-1 systemd.show_status=error"/' "$tree/etc/default/grub"
 	printf 'GRUB_TERMINAL=serial\n' >>"$tree/etc/default/grub"
+	# Nor does it give up on a service before this side gives up on the machine.
+	install -d "$tree/etc/systemd/system.conf.d"
+	printf '[Manager]\nDefaultTimeoutStartSec=15min\nDefaultDeviceTimeoutSec=15min\nServiceWatchdogs=no\n' \
+		>"$tree/etc/systemd/system.conf.d/test.conf"
 	# What grub-install does. core.img has in it all that a small grub.cfg needs.
 	mkdir -p "$tree/boot/grub"
 	cp -r "$tree/usr/lib/grub/i386-pc" "$tree/boot/grub/"

@@ -148,10 +148,13 @@ vm_reboot() {
 	vm_up
 }
 
-# vm_settled: the boot is over and everything that should run does.
+# vm_settled [LIMIT]: the boot is over and everything that should run does.
 vm_settled() {
-	vm 300 'systemctl is-system-running --wait' ||
-		fail "the system is '$OUTPUT': $(vm 30 'systemctl --failed --no-legend --plain' || true; tr '\n' ';' <<<"$OUTPUT")"
+	local state
+	vm "${1:-300}" 'systemctl is-system-running --wait' && return
+	state=$OUTPUT
+	vm 60 'systemctl --failed --no-legend --plain; journalctl --no-pager --boot --priority warning --lines 60' || true
+	fail "the system is $state: ${OUTPUT%%$'\n'*}"
 }
 
 # vm_stop: switches it off the way an operator does, so that its disk is whole.
