@@ -139,8 +139,7 @@ test_guide() {
 	total
 	printf '%s\n' "$OUTPUT" >"$RUN/total"
 	mount_payload
-	must 300 "bash $PAYLOAD/files"
-	printf '%s\n' "$OUTPUT" >"$RUN/files"
+	must 300 "bash $PAYLOAD/files >/root/files"
 	# To prepare a kernel's tree for the build takes ten times as long under
 	# emulation: here they are, as if the packages had been installed before.
 	must 900 "mkdir /run/trees && mount -o ro /dev/vdc /run/trees && cp -a /run/trees /var/cache/daxdmem-dkms && umount /run/trees"
@@ -286,8 +285,6 @@ test_purge() {
 	must 30 'grep -o "memmap=[^ ]*" /proc/cmdline || true'
 	[ -z "$OUTPUT" ] || fail "still on the command line: $OUTPUT"
 	mount_payload
-	must 300 "bash $PAYLOAD/files"
-	printf '%s\n' "$OUTPUT" >"$RUN/files"
-	diff "$BASE/guide/files" "$RUN/files" >"$RUN/files.diff" ||
-		fail "$(grep -c '^[<>]' "$RUN/files.diff") differences in the files, like: $(sed -n 2p "$RUN/files.diff")"
+	vm 300 "bash $PAYLOAD/files | diff /root/files -" ||
+		fail "$(grep -c '^[<>]' <<<"$OUTPUT") differences in the files, like: $(grep -m 1 '^[<>]' <<<"$OUTPUT")"
 }

@@ -21,6 +21,8 @@ DISKS=()
 VM_PID=
 BOOT=
 OUTPUT=
+DEADLINE=
+LOOKED=
 
 # fail WHY: ends the test. Tests run in a subshell of their own.
 fail() {
@@ -77,16 +79,27 @@ vm_line() {
 LINE=
 PARTIAL=
 
-# vm_clock: seconds in NOW that the machine was not kept waiting for a processor
-# of the host: a busy host makes it slow, which is no sign of a hang.
-vm_clock() {
-	local waited
-	# A thread may end meanwhile.
-	waited=$(cat "/proc/$VM_PID"/task/*/schedstat 2>/dev/null |
-		awk '$2 > most { most = $2 } END { printf "%d", most / 1e9 }') || true
-	NOW=$((SECONDS - ${waited:-0}))
+# vm_allow SECONDS: the limit for what comes. Time in which the machine was kept
+# waiting for a processor of the host does not count: a busy host makes it slow,
+# which is no sign of a hang.
+vm_allow() {
+	DEADLINE=$(($1 * PATIENCE + SECONDS - $(vm_waited)))
+	LOOKED=$SECONDS
 }
-NOW=0
+
+# vm_waited: seconds that its busiest thread has waited so far.
+vm_waited() {
+	# A thread may end meanwhile.
+	cat "/proc/$VM_PID"/task/*/schedstat 2>/dev/null |
+		awk '$2 > most { most = $2 } END { printf "%d", most / 1e9 }' || true
+}
+
+# vm_overdue: whether the limit has passed; looks once in a second at most.
+vm_overdue() {
+	((SECONDS != LOOKED)) || return
+	LOOKED=$SECONDS
+	((SECONDS - $(vm_waited) >= DEADLINE))
+}
 
 # vm_last: the last line on the console.
 vm_last() {
@@ -95,25 +108,21 @@ vm_last() {
 
 # vm_up [LIMIT]: waits until the machine has booted once more.
 vm_up() {
-	local deadline
-	vm_clock
-	deadline=$((NOW + ${1:-240} * PATIENCE))
+	vm_allow "${1:-240}"
 	while :; do
 		if vm_line && [[ $LINE == @* && $LINE != "@$BOOT" ]]; then
 			BOOT=${LINE#@}
 			return
 		fi
-		vm_clock
-		((NOW < deadline)) || fail "no sign of life after boot; console: $(vm_last)"
+		! vm_overdue || fail "no sign of life after boot; console: $(vm_last)"
 	done
 }
 
 # vm LIMIT SCRIPT: root's shell runs SCRIPT; its output in OUTPUT, its status
 # returned. LIMIT in seconds is for a hang, not for speed.
 vm() {
-	local limit=$(($1 * PATIENCE)) began=$SECONDS deadline
-	vm_clock
-	deadline=$((NOW + limit))
+	local began=$SECONDS
+	vm_allow "$1"
 	printf '[%s] %s\n' "$TEST" "$2" >>"$RUN/commands.log"
 	base64 -w 0 <<<"$2" >&"$VM_IN"
 	printf '\n' >&"$VM_IN"
@@ -132,8 +141,7 @@ vm() {
 			@*) fail "the machine booted again during: $2" ;;
 			esac
 		fi
-		vm_clock
-		((NOW < deadline)) || fail "no end after $limit s: $2; last line: ${OUTPUT##*$'\n'}"
+		! vm_overdue || fail "no end after $1 s: $2; last line: ${OUTPUT##*$'\n'}"
 	done
 }
 
@@ -159,13 +167,10 @@ vm_settled() {
 
 # vm_stop: switches it off the way an operator does, so that its disk is whole.
 vm_stop() {
-	local deadline
 	vm 60 'systemctl --no-block poweroff' || fail "poweroff refused: $OUTPUT"
-	vm_clock
-	deadline=$((NOW + 120 * PATIENCE))
+	vm_allow 120
 	while kill -0 "$VM_PID" 2>/dev/null; do
-		vm_clock
-		((NOW < deadline)) || fail "no end after poweroff; console: $(vm_last)"
+		! vm_overdue || fail "no end after poweroff; console: $(vm_last)"
 		sleep 0.2
 	done
 	wait "$VM_PID" 2>/dev/null || true
