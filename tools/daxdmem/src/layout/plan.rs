@@ -225,12 +225,9 @@ impl<'a> Present<'a> {
                 wanted.settings.scrub.to_string(),
             );
             if let Some(then) = wanted.settings.access {
-                let text = |access: Option<_>| {
-                    access.map_or("none".to_owned(), |access: crate::access::Access| {
-                        access.to_string()
-                    })
-                };
-                differ("owner", text(settings.access), text(Some(then)));
+                let now = settings.access;
+                let now = now.map_or("none".to_owned(), |now| now.to_string());
+                differ("owner", now, then.to_string());
             }
             if device.driver.is_none() {
                 differ(
@@ -400,4 +397,199 @@ pub fn placement(steps: &[Step]) -> Placement {
         }
     }
     placement
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::{Range, Region};
+    use crate::layout::file::{parse, text};
+    use crate::report::tests::device;
+    use crate::scrub::Policy;
+
+    const GIB: u64 = 1 << 30;
+
+    /// A region of 8 GiB with a guest's device of 2 GiB at its start.
+    fn host(name: &str) -> (State, Bus) {
+        let device = device();
+        let settings = Settings {
+            scrub: Policy::HandOut,
+            access: device.access,
+        };
+        let record = Record {
+            device: device.identity(),
+            ranges: device.ranges.clone().unwrap(),
+            settings,
+        };
+        let mut state = State::default();
+        state.guests.insert(name.parse().unwrap(), record);
+        let region = Region {
+            id: 0,
+            path: device.path.parent().unwrap().to_owned(),
+            dynamic: true,
+            node: Some(0),
+            size: 8 * GIB,
+            available: 6 * GIB,
+            start: Some(4 * GIB),
+        };
+        let bus = Bus {
+            regions: vec![region],
+            devices: vec![device],
+        };
+        (state, bus)
+    }
+
+    fn wanted(text: &str) -> Vec<Wanted> {
+        parse(Path::new("layout.toml"), text).unwrap()
+    }
+
+    const SAME: &str =
+        "[[guest]]\nname = \"vm1\"\nsize = \"2G\"\nowner = \"0:54321\"\nmode = \"0660\"\n\
+                        scrub = \"hand-out\"\n";
+
+    fn compared(layout: &str, used: bool, prune: bool, (state, bus): &(State, Bus)) -> String {
+        let users = |_: &Device| used.then(|| "1 open file".to_owned());
+        let steps = compare(&wanted(layout), state, bus, prune, users);
+        let step = |step: &Step| {
+            let reason = step.reason.as_ref();
+            let reason = reason.map_or(String::new(), |why| format!(" ({why})"));
+            let differences = step.differences.join("; ");
+            format!("{} {}: {differences}{reason}", step.action, step.name)
+        };
+        steps.iter().map(step).collect::<Vec<_>>().join(" | ")
+    }
+
+    #[test]
+    fn what_is_to_be_done() {
+        let host = host("vm1");
+        let other = |from: &str, to: &str| {
+            assert!(SAME.contains(from));
+            SAME.replace(from, to)
+        };
+        for (layout, plan) in [
+            (SAME.to_owned(), "keep vm1: "),
+            (format!("{SAME}node = 0\nregion = 0"), "keep vm1: "),
+            (
+                other("hand-out", "never"),
+                "change vm1: scrub hand-out -> never",
+            ),
+            (
+                other("0660", "0600"),
+                "change vm1: owner root:54321 0660 -> root:54321 0600",
+            ),
+            (other("2G", "4G"), "recreate vm1: size 2G -> 4G"),
+            (
+                format!("{SAME}align = \"2M\""),
+                "recreate vm1: align 1G -> 2M",
+            ),
+            (format!("{SAME}node = 1"), "recreate vm1: node 0 -> 1"),
+            (format!("{SAME}region = 1"), "recreate vm1: region 0 -> 1"),
+            (
+                format!("{SAME}node = [0, 1]"),
+                "recreate vm1: devices vm1 -> vm1:0, vm1:1",
+            ),
+            (
+                other("vm1", "vm0"),
+                "create vm0:  | unlisted vm1: it is not in the layout",
+            ),
+        ] {
+            assert_eq!(compared(&layout, false, false, &host), plan);
+        }
+        assert_eq!(
+            compared("", false, true, &host),
+            "destroy vm1: it is not in the layout"
+        );
+    }
+
+    #[test]
+    fn what_is_in_use_or_lent_is_left_alone() {
+        let used = " (dax0.0 is in use: 1 open file)";
+        let host_of_one = host("vm1");
+        for (layout, prune, plan) in [
+            (SAME.to_owned(), true, "keep vm1: ".to_owned()),
+            (
+                SAME.replace("2G", "4G"),
+                false,
+                format!("leave vm1: size 2G -> 4G{used}"),
+            ),
+            (
+                SAME.replace("0660", "0600"),
+                false,
+                format!("leave vm1: owner root:54321 0660 -> root:54321 0600{used}"),
+            ),
+            (
+                String::new(),
+                true,
+                format!("leave vm1: it is not in the layout{used}"),
+            ),
+            (
+                String::new(),
+                false,
+                "unlisted vm1: it is not in the layout".to_owned(),
+            ),
+        ] {
+            assert_eq!(compared(&layout, true, prune, &host_of_one), plan);
+        }
+        let (state, mut bus) = host("vm1");
+        bus.devices[0].driver = None;
+        let unbound = (state, bus);
+        assert_eq!(
+            compared(SAME, false, false, &unbound),
+            "change vm1: driver none -> dax_dmem"
+        );
+        let (state, mut bus) = unbound;
+        bus.devices[0].driver = Some("kmem".to_owned());
+        assert_eq!(
+            compared(SAME, false, false, &(state, bus)),
+            "leave vm1:  (dax0.0 is system-ram)"
+        );
+    }
+
+    #[test]
+    fn a_device_that_somebody_took_is_made_anew() {
+        let (state, mut bus) = host("vm1");
+        bus.devices[0].inode += 1;
+        let lost = (state, bus);
+        assert_eq!(
+            compared(SAME, true, false, &lost),
+            "recreate vm1: dax0.0 is gone or was changed by another program"
+        );
+        assert_eq!(declare(&lost.0, &lost.1), []);
+    }
+
+    #[test]
+    fn what_is_saved_is_what_is_there() {
+        let one_node = host("vm1");
+        let saved = text(&declare(&one_node.0, &one_node.1));
+        assert!(!saved.contains("node"), "{saved}");
+        assert_eq!(compared(&saved, false, false, &one_node), "keep vm1: ");
+        // Where there are several nodes, the guest's is told.
+        let (state, mut bus) = one_node;
+        bus.regions.push(Region {
+            id: 1,
+            node: Some(1),
+            ..bus.regions[0].clone()
+        });
+        assert!(text(&declare(&state, &bus)).contains("\nnode = 0\n"));
+    }
+
+    #[test]
+    fn places_are_kept_of_what_is_declared() {
+        let (state, bus) = host("vm1");
+        let kept = |layout: &str| {
+            placement(&compare(&wanted(layout), &state, &bus, false, |_| None)).devices
+        };
+        let place = Place {
+            size: 2 * GIB,
+            align: GIB,
+            region: Range {
+                start: 4 * GIB,
+                len: 8 * GIB,
+            },
+            ranges: device().ranges.unwrap(),
+        };
+        let expected = BTreeMap::from([("vm1".parse().unwrap(), place)]);
+        assert_eq!(kept(SAME), expected);
+        assert_eq!(kept(""), BTreeMap::new());
+    }
 }
