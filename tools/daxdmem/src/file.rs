@@ -17,15 +17,11 @@ pub fn aside(path: &Path) -> PathBuf {
 /// Replaces a file, or makes it, with this mode less the umask.
 pub fn replace(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
     let aside = aside(path);
-    // Its mode is from when it was made.
-    match fs::remove_file(&aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
     let mut options = fs::OpenOptions::new();
     let mut file = options
         .write(true)
-        .create_new(true)
+        .create(true)
+        .truncate(true)
         .mode(mode)
         .open(&aside)?;
     file.write_all(text)?;
