@@ -40,7 +40,7 @@ pub enum Error {
 
     #[error(
         "this host has no dax region: no memory is reserved, or dax_hmem is not loaded\n\
-         Reserve memory at boot (README, \"Reserving memory\"), then `modprobe dax_hmem region_idle=1`"
+         `daxdmem reserve` plans a reservation, `daxdmem check` says what is missing"
     )]
     NoRegion,
 
