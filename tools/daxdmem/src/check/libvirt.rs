@@ -109,6 +109,6 @@ mod tests {
     fn lists_of_devices() {
         let text = "#cgroup_device_acl = [ \"/dev/x\" ]\nuser = \"root\"\ncgroup_device_acl = [\n  \"/dev/null\", \"/dev/full\",\n  # \"/dev/dax0.9\"\n  \"/dev/dax0.1\"\n]\n";
         assert_eq!(acl(text), ["/dev/null", "/dev/full", "/dev/dax0.1"]);
-        assert_eq!(acl("user = \"root\""), [String::new(); 0]);
+        assert!(acl("user = \"root\"").is_empty());
     }
 }

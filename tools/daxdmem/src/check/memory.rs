@@ -6,13 +6,14 @@ use super::{list, Finding, Scene};
 use crate::bus::{ranges_text, Range, Region};
 use crate::reserve::boot::{self, Loader};
 use crate::reserve::parameter::{self, Memmap, Settings};
+use crate::reserve::plan::SECTION;
 use crate::reserve::topology::Topology;
 use crate::size::Size;
 use crate::space::extent_of;
 
 pub fn findings(scene: &Scene) -> Vec<Finding> {
     let settings = Settings::of(&scene.command_line());
-    let mut findings = vec![reservation(&settings)];
+    let mut findings = reservation(&settings);
     findings.extend(configured(scene, &settings));
     findings.extend(regions(scene, &settings.pairs));
     findings.push(system_ram(scene));
@@ -23,47 +24,59 @@ pub fn findings(scene: &Scene) -> Vec<Finding> {
 }
 
 /// What the running kernel was told.
-fn reservation(settings: &Settings) -> Finding {
+fn reservation(settings: &Settings) -> Vec<Finding> {
     const CHECK: &str = "reservation";
-    let halves: Vec<&Memmap> = settings
-        .others
-        .iter()
-        .filter(|other| {
-            matches!(
-                other,
-                Memmap::Reserved(_) | Memmap::Region(_) | Memmap::Whole(_)
-            )
-        })
-        .collect();
-    let repeat = "Have daxdmem write it: `daxdmem reserve … --apply`, then reboot";
-    if let Some(half) = halves.first() {
-        let found = format!("`{half}` is on the kernel's command line");
-        return match half {
-            Memmap::Reserved(_) => Finding::error(CHECK, format!("{found} without what makes it a region"))
-                .means("that memory is neither the host's nor the guests'"),
-            Memmap::Region(_) => Finding::error(CHECK, format!("{found} without what keeps the kernel out of it"))
-                .means("the kernel places itself there at random, which cuts the region short, or it is no region at all"),
-            _ => Finding::error(CHECK, found).means(
-                "it limits all memory of the host, or is not understood: most likely `$` was not escaped for the boot loader",
-            ),
-        }
-        .advises(repeat);
-    }
-    match settings.pairs.as_slice() {
-        [] => Finding::warning(CHECK, "no memory is reserved")
-            .means("there is no memory for guests, unless the firmware sets some aside")
-            .advises(
-                "See what there is and plan it: `daxdmem reserve`, `daxdmem reserve --all-but 8G`",
-            ),
-        pairs => Finding::ok(
-            CHECK,
-            format!(
-                "{}: {}",
-                Size(pairs.iter().map(|range| range.len).sum()),
-                ranges_text(pairs)
+    let on_line = |half: &Memmap| format!("`{half}` is on the kernel's command line");
+    let broken = settings.others.iter().find_map(|half| match half {
+        Memmap::Region(_) => Some(
+            Finding::error(CHECK, format!("{} without what keeps the kernel out of it", on_line(half))).means(
+                "the kernel places itself there at random, which cuts the region short, or it is no region at all",
             ),
         ),
+        Memmap::Whole(_) => Some(Finding::error(CHECK, on_line(half)).means(
+            "it limits all memory of the host, or is not understood: most likely `$` was not escaped for the boot loader",
+        )),
+        _ => None,
+    });
+    if let Some(finding) = broken {
+        return vec![
+            finding.advises("Have daxdmem write it: `daxdmem reserve … --apply`, then reboot")
+        ];
     }
+    let pairs = settings.pairs.as_slice();
+    let mut findings = Vec::new();
+    for half in &settings.others {
+        // Small pieces are kept from use where RAM is bad.
+        let looks_like_ours =
+            |range: &Range| range.start % SECTION == 0 && range.len % SECTION == 0;
+        if matches!(half, Memmap::Reserved(range) if looks_like_ours(range)) {
+            findings.push(
+                Finding::warning(
+                    CHECK,
+                    format!("{} without what makes it a region", on_line(half)),
+                )
+                .means("that memory is neither the host's nor the guests'")
+                .advises(
+                    "If nobody wants it so: `daxdmem reserve … --apply` writes both parameters",
+                ),
+            );
+        }
+    }
+    if !pairs.is_empty() {
+        let size = Size(pairs.iter().map(|range| range.len).sum());
+        findings.push(Finding::ok(
+            CHECK,
+            format!("{size}: {}", ranges_text(pairs)),
+        ));
+    }
+    if findings.is_empty() {
+        findings.push(
+            Finding::warning(CHECK, "no memory is reserved")
+                .means("there is no memory for guests, unless the firmware sets some aside")
+                .advises("See what there is and plan it: `daxdmem reserve`, `daxdmem reserve --all-but 8G`"),
+        );
+    }
+    findings
 }
 
 /// What the boot loader is told, where that is not what the running kernel was told.

@@ -231,17 +231,37 @@ fn the_guard_matters_when_others_may_open_devices() {
 #[test]
 fn reservations_that_did_not_arrive_whole() {
     let host = Host::healthy();
-    for (line, text) in [
+    for (line, level, text) in [
         // GRUB's shell took `$4` for its own.
-        ("memmap=4GG memmap=4G%4G-2+0xefffffff", "`memmap=4GG` is on"),
+        (
+            "memmap=4GG memmap=4G%4G-2+0xefffffff",
+            Level::Error,
+            "`memmap=4GG` is on",
+        ),
         (
             "memmap=4G%4G-2+0xefffffff",
+            Level::Error,
             "without what keeps the kernel out of it",
         ),
-        ("memmap=4G$4G", "without what makes it a region"),
+        (
+            "memmap=4G$4G",
+            Level::Warning,
+            "without what makes it a region",
+        ),
+        // Bad RAM, kept from use.
+        (
+            "memmap=4K$0x12345000",
+            Level::Warning,
+            "no memory is reserved",
+        ),
+        (
+            "memmap=4K$0x12345000 memmap=4G$4G memmap=4G%4G-2+0xefffffff",
+            Level::Ok,
+            "4G: 0x100000000",
+        ),
     ] {
         host.write("proc/cmdline", line);
-        host.expect("reservation", Level::Error, text);
+        host.expect("reservation", level, text);
     }
     host.write("proc/cmdline", "quiet");
     host.expect("reservation", Level::Warning, "no memory is reserved");

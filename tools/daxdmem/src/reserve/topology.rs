@@ -260,7 +260,7 @@ fn areas(table: &[u8]) -> Option<Vec<Area>> {
         let enabled_domain = match kind {
             0 if number(entry, 4, 4)? & 1 != 0 => {
                 // The domain's upper bytes came later, and lie apart.
-                Some(number(entry, 2, 1)? | number(entry, 9, 3)? << 8)
+                Some(number(entry, 2, 1)? | (number(entry, 9, 3)? << 8))
             }
             2 if number(entry, 12, 4)? & 1 != 0 => Some(number(entry, 4, 4)?),
             5 if number(entry, 24, 4)? & 1 != 0 => Some(number(entry, 4, 4)?),
@@ -297,7 +297,7 @@ fn number(entry: &[u8], at: usize, bytes: usize) -> Option<u64> {
         bytes
             .iter()
             .rev()
-            .fold(0, |sum, byte| sum << 8 | u64::from(*byte)),
+            .fold(0, |sum, byte| (sum << 8) | u64::from(*byte)),
     )
 }
 
