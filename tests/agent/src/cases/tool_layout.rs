@@ -126,12 +126,12 @@ fn apply() -> Outcome {
     declare(&[
         (
             "vm1",
-            "size = \"1G\"\nnode = 0\nowner = \"4321:8765\"\nmode = \"0660\"",
+            "size = \"64M\"\nnode = 0\nowner = \"4321:8765\"\nmode = \"0660\"",
         ),
         ("db1", "size = \"2G\"\nnode = [0, 1]\nscrub = \"never\""),
         (
             "vm2",
-            "size = \"514M\"\nalign = \"4K\"\nnode = 1\nscrub = \"hand-out\"",
+            "size = \"66M\"\nalign = \"4K\"\nnode = 1\nscrub = \"hand-out\"",
         ),
     ])?;
     let before = whole()?;
@@ -145,7 +145,7 @@ fn apply() -> Outcome {
     for text in [
         "\"action\": \"create\"",
         "\"name\": \"db1:1\"",
-        "\"size\": 538968064",
+        "\"size\": 69206016",
         "\"start\": \"0x",
     ] {
         check!(json.contains(text), "the plan has no {text}: {json}");
@@ -154,7 +154,7 @@ fn apply() -> Outcome {
     check!(!Path::new(PLACEMENT).exists(), "a dry run kept places");
 
     done("apply")?;
-    let vm1 = check_guest("vm1", GIB)?;
+    let vm1 = check_guest("vm1", 64 * MIB)?;
     check_eq!(
         access(&vm1.path())?,
         "4321:8765 660",
@@ -162,7 +162,7 @@ fn apply() -> Outcome {
     );
     check_guest("db1:0", GIB)?;
     check_guest("db1:1", GIB)?;
-    let vm2 = check_guest("vm2", 514 * MIB)?;
+    let vm2 = check_guest("vm2", 66 * MIB)?;
     let places = [
         ranges("vm1")?,
         ranges("db1:0")?,
@@ -183,9 +183,9 @@ fn apply() -> Outcome {
     done("unbind db1:1")?;
     done("create hand --size 2M")?;
     declare(&[
-        ("vm1", "size = \"1G\"\nnode = 0\nscrub = \"never\""),
+        ("vm1", "size = \"64M\"\nnode = 0\nscrub = \"never\""),
         ("db1", "size = \"2G\"\nnode = [0, 1]\nscrub = \"never\""),
-        ("vm2", "size = \"1G\"\nnode = 1"),
+        ("vm2", "size = \"128M\"\nnode = 1"),
     ])?;
     let plan = done("apply --dry-run")?;
     for text in [
@@ -194,7 +194,7 @@ fn apply() -> Outcome {
         "  owner 4321:8765 0660 -> root:root 0600\n",
         "  driver of node 1 none -> dax_dmem\n",
         "recreate ",
-        "  size 514M -> 1G\n",
+        "  size 66M -> 128M\n",
         "unlisted ",
         "--prune destroys it",
     ] {
@@ -206,7 +206,7 @@ fn apply() -> Outcome {
     check_guest("db1:1", GIB)?;
     check_eq!(ranges("db1:1")?, places[2], "ranges of db1:1");
     check!(
-        check_guest("vm2", GIB)?.ranges()? != places[3],
+        check_guest("vm2", 128 * MIB)?.ranges()? != places[3],
         "vm2 was not remade: {}",
         vm2.name
     );
@@ -220,7 +220,7 @@ fn apply() -> Outcome {
     lost.unbind()?;
     lost.destroy()?;
     done("apply")?;
-    check_guest("vm2", GIB)?;
+    check_guest("vm2", 128 * MIB)?;
     check_nothing_to_do()?;
     clean()
 }
@@ -228,14 +228,14 @@ fn apply() -> Outcome {
 fn in_use() -> Outcome {
     need()?;
     declare(&[
-        ("vm1", "size = \"1G\""),
+        ("vm1", "size = \"1G\"\nscrub = \"never\""),
         ("vm2", "size = \"512M\"\nscrub = \"never\""),
     ])?;
     done("apply")?;
     let device = check_guest("vm1", GIB)?;
     let mapping = map(&device.open()?)?;
     declare(&[
-        ("vm1", "size = \"2G\"\nmode = \"0660\""),
+        ("vm1", "size = \"2G\"\nmode = \"0660\"\nscrub = \"never\""),
         ("vm2", "size = \"512M\"\nmode = \"0660\"\nscrub = \"never\""),
     ])?;
     let (before, places) = whole()?;

@@ -67,7 +67,7 @@ fn absent(name: &str) -> bool {
 fn nodes() -> Outcome {
     need()?;
     let before = Host::look()?.without_history();
-    done("create db1 --size 2G --node 0,1")?;
+    done("create db1 --size 2G --node 0,1 --scrub never")?;
     check_both("db1", [GIB, GIB])?;
     check!(
         link("db1").symlink_metadata().is_err(),
@@ -84,7 +84,7 @@ fn nodes() -> Outcome {
     );
     refused("create db1 --size 1G", &["the name db1 is taken"])?;
 
-    done("set db1 --scrub never --owner 4321:8765 --mode 0660")?;
+    done("set db1 --scrub hand-out --owner 4321:8765 --mode 0660")?;
     let node = |part: &str| -> Outcome<String> { access(&check_guest(part, GIB)?.path()) };
     check_eq!(node("db1:0")?, "4321:8765 660", "node of db1:0");
     check_eq!(node("db1:1")?, "4321:8765 660", "node of db1:1");
@@ -109,9 +109,9 @@ fn nodes() -> Outcome {
         .expect(&before, "after create and destroy")?;
 
     // Sizes of their own, and the memory of each node is that node's.
-    done("create db1 --node 1=3G --node 0=1G")?;
+    done("create db1 --node 1=3G --node 0=1G --scrub never")?;
     check_both("db1", [GIB, 3 * GIB])?;
-    done("create vm1 --size 1G --node 0")?;
+    done("create vm1 --size 1G --node 0 --scrub never")?;
     check_guest("vm1", GIB)?;
     done("destroy db1:0")?;
     check_guest("db1:1", 3 * GIB)?;
@@ -155,7 +155,7 @@ fn refusals() -> Outcome {
         refused(words, &texts)?;
     }
     // Somebody's file stands where the link of the second device has to be.
-    done("create vm1 --size 1G")?;
+    done("create vm1 --size 2M")?;
     std::fs::write(link("db1:1"), "mine")?;
     refused(
         "create db1 --size 2G --node 0,1",
@@ -164,7 +164,7 @@ fn refusals() -> Outcome {
     std::fs::remove_file(link("db1:1"))?;
     done("destroy vm1")?;
 
-    done("create db1 --size 2G --node 0,1")?;
+    done("create db1 --size 2G --node 0,1 --scrub never")?;
     let user = check_guest("db1:1", GIB)?.open()?;
     let mapping = Map::new(GIB).file(&user)?;
     mapping.write(8, 42);
