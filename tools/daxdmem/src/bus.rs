@@ -6,12 +6,12 @@
 //! changing the bus between two readings, which is why devices are recognised by their [`Identity`].
 
 use std::fmt;
+use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::{fs, iter};
 
-use dmem_plan::{Extent, PhysAddr};
+use dmem_plan::{Extent, Leaf, PhysAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::access::{self, Access};
@@ -293,24 +293,89 @@ pub fn ranges_text(ranges: &[Range]) -> String {
     texts.join(", ")
 }
 
-/// Number of 1 GiB leaves that a device of these ranges can have when its mapping starts on a 1 GiB boundary, which is
-/// what QEMU's `align=1G` gives it.
+/// Bytes in all of them.
+pub fn total<'r>(ranges: impl Iterator<Item = &'r Range>) -> u64 {
+    ranges.fold(0, |sum, range| sum.saturating_add(range.len))
+}
+
+/// Numbers of leaves of each size.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Leaves {
+    /// Of 1 GiB.
+    pub gib: u64,
+    /// Of 2 MiB.
+    pub two_mib: u64,
+    /// Of 4 KiB.
+    pub four_kib: u64,
+}
+
+impl Leaves {
+    /// Of each range, when the device's mapping starts on a 1 GiB boundary, which is what QEMU's `align=1G` gives it.
+    pub fn of_each(ranges: &[Range]) -> Vec<Leaves> {
+        let mut offset = 0u64;
+        let leaves = |range: &Range| {
+            let leaves = Leaves::of(*range, offset);
+            offset = offset.saturating_add(range.len);
+            leaves
+        };
+        ranges.iter().map(leaves).collect()
+    }
+
+    /// Of all ranges together.
+    pub fn of_all(ranges: &[Range]) -> Leaves {
+        let add = |sum: Leaves, next: Leaves| Leaves {
+            gib: sum.gib + next.gib,
+            two_mib: sum.two_mib + next.two_mib,
+            four_kib: sum.four_kib + next.four_kib,
+        };
+        Leaves::of_each(ranges)
+            .into_iter()
+            .fold(Leaves::default(), add)
+    }
+
+    fn of(range: Range, offset: u64) -> Leaves {
+        let end = range.start.saturating_add(range.len);
+        // A leaf lies as a whole in the range, and at equal places in memory and in the device.
+        let whole = |size: u64| match range.start % size == offset % size {
+            true => (end / size).saturating_sub(range.start.div_ceil(size)),
+            false => 0,
+        };
+        let (gib_size, mib_size) = (Leaf::Pud.size(), Leaf::Pmd.size());
+        let gib = whole(gib_size);
+        let two_mib = whole(mib_size).saturating_sub(gib * (gib_size / mib_size));
+        let rest = range
+            .len
+            .saturating_sub(gib * gib_size + two_mib * mib_size);
+        Leaves {
+            gib,
+            two_mib,
+            four_kib: rest / Leaf::Pte.size(),
+        }
+    }
+}
+
+impl fmt::Display for Leaves {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts = [
+            (self.gib, "1G"),
+            (self.two_mib, "2M"),
+            (self.four_kib, "4K"),
+        ];
+        let texts: Vec<String> = counts
+            .iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, size)| format!("{count} of {size}"))
+            .collect();
+        match texts.is_empty() {
+            true => f.write_str("none"),
+            false => f.write_str(&texts.join(", ")),
+        }
+    }
+}
+
+/// Number of 1 GiB leaves of a device with these ranges.
 pub fn gib_leaves(ranges: &[Range]) -> u64 {
-    const GIB: u64 = dmem_plan::Leaf::Pud.size();
-    let offsets = iter::once(0).chain(ranges.iter().scan(0u64, |sum, range| {
-        *sum = sum.saturating_add(range.len);
-        Some(*sum)
-    }));
-    let leaves = ranges
-        .iter()
-        .zip(offsets)
-        .filter(|(range, offset)| range.start % GIB == offset % GIB);
-    leaves
-        .map(|(range, _)| {
-            let end = range.start.saturating_add(range.len);
-            (end / GIB).saturating_sub(range.start.div_ceil(GIB))
-        })
-        .sum()
+    Leaves::of_all(ranges).gib
 }
 
 #[cfg(test)]
@@ -349,5 +414,28 @@ mod tests {
             0
         );
         assert_eq!(gib_leaves(&[]), 0);
+    }
+
+    #[test]
+    fn leaves_of_every_size() {
+        const MIB: u64 = 1 << 20;
+        let text = |ranges: &[Range]| Leaves::of_all(ranges).to_string();
+        assert_eq!(text(&[range(4 * GIB, 2 * GIB)]), "2 of 1G");
+        assert_eq!(text(&[range(4 * GIB, GIB + 4 * MIB)]), "1 of 1G, 2 of 2M");
+        assert_eq!(text(&[range(4 * GIB + 2 * MIB, GIB)]), "512 of 2M");
+        assert_eq!(text(&[range(4 * GIB + 4096, 2 * MIB)]), "512 of 4K");
+        assert_eq!(text(&[]), "none");
+        let each = Leaves::of_each(&[
+            range(4 * GIB, GIB / 2),
+            range(8 * GIB + GIB / 2, 3 * GIB / 2),
+        ]);
+        assert_eq!(
+            each.iter().map(|leaves| leaves.gib).collect::<Vec<_>>(),
+            [0, 1]
+        );
+        assert_eq!(
+            each.iter().map(|leaves| leaves.two_mib).collect::<Vec<_>>(),
+            [256, 256]
+        );
     }
 }

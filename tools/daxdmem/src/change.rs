@@ -10,10 +10,12 @@ use std::io;
 use std::path::Path;
 
 use crate::access::{self, Access};
-use crate::bus::{ranges_text, Bus, Device, Identity, Range};
+use crate::bus::{ranges_text, total, Bus, Device, Identity, Range};
 use crate::daxctl::{self, Context};
 use crate::driver::Driver;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, VerbError};
+use crate::host;
+use crate::mode::Mode;
 use crate::scrub::Policy;
 
 /// How often a device is taken back from device_dax before giving up.
@@ -89,10 +91,35 @@ pub fn expect_ranges(identity: &Identity, wanted: &[Range]) -> Result<()> {
 }
 
 /// Takes it away from its driver, and gives all its ranges back to the region.
+pub fn release(identity: &Identity) -> Result<()> {
+    cut(identity, 0)
+}
+
+/// Gives it these ranges: what it has from the first byte on that differs goes back to the region.
+pub fn reshape(identity: &Identity, wanted: &[Range]) -> Result<()> {
+    let has = same(identity)?.ranges.unwrap_or_default();
+    let kept = kept(&has, wanted);
+    cut(identity, total(wanted.iter().take(kept)))?;
+    for (index, range) in wanted.iter().enumerate().skip(kept) {
+        add_range(identity, wanted.get(..index).unwrap_or_default(), *range)?;
+    }
+    expect_ranges(identity, wanted)
+}
+
+/// Number of the wanted ranges that are left when the end is cut from those that it has.
+fn kept(has: &[Range], wanted: &[Range]) -> usize {
+    let pairs = has.iter().zip(wanted);
+    let equal = pairs.take_while(|(has, wanted)| has == wanted).count();
+    let cut = |(has, wanted): (&Range, &Range)| has.start == wanted.start && has.len > wanted.len;
+    let next = has.get(equal).zip(wanted.get(equal));
+    equal + usize::from(next.is_some_and(cut))
+}
+
+/// Takes it away from its driver, and leaves it so many bytes: the ranges at its end go back to the region.
 ///
 /// device_dax takes every device that is unbound and has memory whenever any device is handed to it
 /// (drivers/dax/bus.c, `do_id_store`), so it may come in between; then it is taken away from there and tried again.
-pub fn release(identity: &Identity) -> Result<()> {
+fn cut(identity: &Identity, size: u64) -> Result<()> {
     let what = format!(
         "cannot give the memory of {} back to its region",
         identity.device
@@ -109,15 +136,18 @@ pub fn release(identity: &Identity) -> Result<()> {
         if let Some(driver) = &device.driver {
             take_away(&device, driver)?;
         }
-        let resized = raw.set_size(0);
+        if device.size <= size {
+            return Ok(());
+        }
+        let resized = raw.set_size(size);
         let now = same(identity)?;
         match (resized, &now.driver) {
-            (Ok(()), _) if now.is_vacant() => return Ok(()),
+            (Ok(()), _) if now.size == size => return Ok(()),
             (Err(error), None) => return Err(Error::kernel(&what)(error)),
             (Ok(()), None) => {
                 return Err(disturbed(
                     identity,
-                    format!("it still has {} bytes", now.size),
+                    format!("it has {} bytes instead of {size}", now.size),
                 ))
             }
             (_, Some(_)) => {}
@@ -227,6 +257,72 @@ pub fn bind(identity: &Identity, policy: Policy) -> Result<()> {
     ))
 }
 
+/// Has it used as `mode` says, unless it is; one that is to be without driver stays so.
+pub fn attach(identity: &Identity, mode: &Mode, policy: Policy) -> Result<()> {
+    let driver = match mode {
+        Mode::PageLess => return bind(identity, policy),
+        Mode::Devdax => "device_dax",
+        Mode::SystemRam => "kmem",
+        Mode::Unbound | Mode::Other(_) => return unbind(identity),
+    };
+    if !Driver::is_there(driver) {
+        let loaded = host::load(driver);
+        loaded.map_err(|said| VerbError::Module { driver, said })?;
+    }
+    hand(identity, driver)
+}
+
+/// Binds it to device_dax or kmem, which has to be loaded.
+///
+/// By `bind`, where the kernel takes the device for one of the driver's, since `new_id` has the driver look at all other
+/// devices as well and take those that suit it. A region's type is such that one of the two drivers suits it.
+fn hand(identity: &Identity, driver: &str) -> Result<()> {
+    let name = identity.device;
+    let what = format!("{driver} does not take {name} (the kernel log says why: `dmesg | tail`)");
+    let mut refusal = None;
+    for _ in 0..ATTEMPTS {
+        let now = same(identity)?;
+        match now.driver.as_deref() {
+            Some(found) if found == driver => return Ok(()),
+            Some(found) => take_away(&now, found)?,
+            None => {}
+        }
+        let bound = match Driver::bind(name, driver) {
+            Err(error) if error.raw_os_error() == Some(ENODEV) => {
+                let added = Driver::add_id_of(name, driver);
+                Driver::remove_id_of(name, driver).and(added)
+            }
+            bound => bound,
+        };
+        match same(identity)?.driver.as_deref() {
+            Some(found) if found == driver => return Ok(()),
+            Some(_) => {}
+            None => {
+                let unsaid = || io::Error::other("it is not bound");
+                refusal = Some(bound.err().unwrap_or_else(unsaid));
+                break;
+            }
+        }
+    }
+    match refusal {
+        Some(error) => Err(Error::kernel(what)(error)),
+        None => Err(disturbed(
+            identity,
+            "device_dax takes it again and again".to_owned(),
+        )),
+    }
+}
+
+/// Takes it away from kmem, which gives its memory back where all of it is offline.
+pub fn take_from_kmem(identity: &Identity) -> Result<()> {
+    let name = identity.device;
+    let what = format!("cannot take {name} away from kmem");
+    match same(identity)?.driver.as_deref() {
+        Some("kmem") => Driver::unbind(name, "kmem").map_err(Error::kernel(what)),
+        _ => Ok(()),
+    }
+}
+
 /// Takes it away from its driver, if it has one.
 pub fn unbind(identity: &Identity) -> Result<()> {
     let device = same(identity)?;
@@ -277,6 +373,21 @@ pub fn forget_id(identity: &Identity) -> Result<()> {
     Driver::remove_id(identity.device).map_err(Error::kernel(what))
 }
 
+/// As [`forget_id`], for every driver that [`attach`] knows.
+pub fn forget_ids(identity: &Identity) -> Result<()> {
+    forget_id(identity)?;
+    for driver in ["device_dax", "kmem"] {
+        if Driver::is_there(driver) {
+            let what = format!(
+                "cannot take {} out of the list of {driver}",
+                identity.device
+            );
+            Driver::remove_id_of(identity.device, driver).map_err(Error::kernel(what))?;
+        }
+    }
+    Ok(())
+}
+
 /// Takes back what the driver was told for the next bind of the device.
 pub fn settle_policy(identity: &Identity) -> Result<()> {
     let what = format!(
@@ -313,4 +424,29 @@ fn on(
     let found = context.find(&identity.device.to_string());
     let (_, raw) = found.ok_or_else(|| disturbed(identity, "it is gone".to_owned()))?;
     change(raw).map_err(Error::kernel(what))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stays_when_the_end_is_cut() {
+        let ranges = |ranges: &[(u64, u64)]| -> Vec<Range> {
+            let range = |(start, len): &(u64, u64)| Range {
+                start: *start,
+                len: *len,
+            };
+            ranges.iter().map(range).collect()
+        };
+        let kept =
+            |has: &[(u64, u64)], wanted: &[(u64, u64)]| super::kept(&ranges(has), &ranges(wanted));
+        assert_eq!(kept(&[(0, 4)], &[(0, 4), (8, 4)]), 1);
+        assert_eq!(kept(&[(0, 4), (8, 4)], &[(0, 4)]), 1);
+        assert_eq!(kept(&[(0, 4), (8, 4)], &[(0, 4), (8, 2), (16, 2)]), 2);
+        // A range that grows has to go first.
+        assert_eq!(kept(&[(0, 4), (8, 4)], &[(0, 4), (8, 6)]), 1);
+        assert_eq!(kept(&[(0, 4)], &[(4, 4)]), 0);
+        assert_eq!(kept(&[], &[(4, 4)]), 0);
+    }
 }

@@ -7,6 +7,7 @@ pub mod layout;
 mod libvirt;
 pub mod reserve;
 mod shell;
+mod verbs;
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 
@@ -20,6 +21,7 @@ use crate::size::Size;
 use layout::{ApplyArgs, SaveArgs, APPLY_EXAMPLES};
 pub use libvirt::{LibvirtSetupArgs, LibvirtXmlArgs};
 pub use shell::{CompletionArgs, ManArgs};
+pub use verbs::{ModeArgs, RenameArgs, ResizeArgs, ShowArgs, StatsArgs};
 
 /// Guest memory without struct page: cuts reserved memory into devices, one for each guest.
 ///
@@ -67,6 +69,14 @@ pub enum Command {
     /// warning or error, and says what it means and what to do. Changes nothing.
     #[command(after_help = check::EXIT_CODES)]
     Check(check::CheckArgs),
+    /// Show everything about one guest's device, and who uses it
+    ///
+    /// Everybody may look. Physical addresses, and programs of other users, are shown to root only.
+    Show(ShowArgs),
+    /// Show how much memory guests have, and what it saves
+    ///
+    /// What is saved is the kernel's own memory for the same bytes in the other ways to give a guest its memory.
+    Stats(StatsArgs),
     /// Show regions and devices
     ///
     /// Everybody may look. Physical addresses, and what follows from them, are shown to root only.
@@ -95,6 +105,21 @@ pub enum Command {
     /// Holds at once, and for later binds. What has been scrubbed or left unscrubbed stays so: a policy says what is
     /// done when the device is taken back, and at its next bind.
     Set(SetArgs),
+    /// Give a guest another name
+    ///
+    /// The device stays as it is, also while it is in use; the link in /dev/daxdmem changes.
+    Rename(RenameArgs),
+    /// Make a guest's device larger or smaller
+    ///
+    /// Only while nobody uses it. What it held is lost, as with unbind. The memory that it keeps stays where it is: it
+    /// grows at its end, and is cut at its end.
+    Resize(ResizeArgs),
+    /// Show or change what a device is used as: by a guest, by programs, or by the host
+    ///
+    /// Only while nobody uses it. What it held is lost. With system-ram the host gets the memory for everything that can
+    /// be moved elsewhere when it is taken back; what stands in the way then is named, and the memory stays lent.
+    /// From system-ram or devdax to page-less it is scrubbed, as its policy says.
+    Mode(ModeArgs),
     /// Bring the host to a layout: the guests that a file declares
     ///
     /// Shows what is to be done, then does it. Changes only what differs; a device in use is never touched. Everything

@@ -11,9 +11,9 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use crate::bus::Range;
+use crate::host;
 use crate::name::DeviceName;
 use crate::scrub::{Policy, Progress};
 use crate::sysfs;
@@ -73,9 +73,7 @@ impl Driver {
     pub const NAME: &'static str = "dax_dmem";
 
     fn attribute(name: &str) -> PathBuf {
-        Path::new("/sys/bus/dax/drivers")
-            .join(Self::NAME)
-            .join(name)
+        attribute_of(Self::NAME, name)
     }
 
     /// Whether it is there to bind devices.
@@ -88,24 +86,11 @@ impl Driver {
         if Self::is_loaded() {
             return Ok(());
         }
-        let run = Command::new("modprobe")
-            .arg(Self::NAME)
-            .stdin(Stdio::null())
-            .output();
-        if Self::is_loaded() {
-            return Ok(());
+        match host::load(Self::NAME) {
+            _ if Self::is_loaded() => Ok(()),
+            Err(said) => Err(said),
+            Ok(()) => Err(format!("modprobe {}: it has no effect", Self::NAME)),
         }
-        Err(match run {
-            Ok(output) => {
-                let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-                if said.is_empty() {
-                    format!("modprobe {}: {}", Self::NAME, output.status)
-                } else {
-                    said
-                }
-            }
-            Err(error) => format!("cannot run modprobe: {error}"),
-        })
     }
 
     /// Has the driver take the device. Says nothing about success: look at the device's driver.
@@ -120,12 +105,27 @@ impl Driver {
 
     /// Takes the device away from whatever driver has it.
     pub fn unbind(device: DeviceName, driver: &str) -> io::Result<()> {
-        sysfs::write(
-            &Path::new("/sys/bus/dax/drivers")
-                .join(driver)
-                .join("unbind"),
-            &device.to_string(),
-        )
+        sysfs::write(&attribute_of(driver, "unbind"), &device.to_string())
+    }
+
+    /// Binds the device to a driver that it suits.
+    pub fn bind(device: DeviceName, driver: &str) -> io::Result<()> {
+        sysfs::write(&attribute_of(driver, "bind"), &device.to_string())
+    }
+
+    /// As [`Driver::add_id`], for another driver.
+    pub fn add_id_of(device: DeviceName, driver: &str) -> io::Result<()> {
+        sysfs::write(&attribute_of(driver, "new_id"), &device.to_string())
+    }
+
+    /// As [`Driver::remove_id`], for another driver.
+    pub fn remove_id_of(device: DeviceName, driver: &str) -> io::Result<()> {
+        sysfs::write(&attribute_of(driver, "remove_id"), &device.to_string())
+    }
+
+    /// Whether a driver is there to bind devices.
+    pub fn is_there(driver: &str) -> bool {
+        attribute_of(driver, "bind").exists()
     }
 
     /// Number of open files of a device, given its directory; `None` while the driver is not bound.
@@ -192,6 +192,11 @@ impl Driver {
             &policy.to_string(),
         )
     }
+}
+
+/// An attribute of a driver on the dax bus.
+fn attribute_of(driver: &str, name: &str) -> PathBuf {
+    Path::new("/sys/bus/dax/drivers").join(driver).join(name)
 }
 
 /// The device's policy in lines of `daxX.Y POLICY`.

@@ -4,6 +4,8 @@
 //!
 //! Each message names the object, what was wrong with it, and a way on.
 
+mod verbs;
+
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,6 +20,8 @@ use crate::reserve::error::ReserveError;
 use crate::size::Size;
 use crate::space::Shortage;
 use crate::users::Users;
+
+pub use verbs::VerbError;
 
 /// Why a command was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -109,7 +113,7 @@ pub enum Error {
 
     #[error(
         "{device} is system RAM: the kernel's own memory may be in it\n\
-         Take it back first: `daxctl offline-memory {device}`, then `daxctl reconfigure-device -f -m devdax {device}`"
+         Take it back first: `daxdmem mode {device} page-less`"
     )]
     SystemRam { device: DeviceName },
 
@@ -169,6 +173,9 @@ pub enum Error {
     #[error(transparent)]
     Libvirt(#[from] LibvirtError),
 
+    #[error(transparent)]
+    Verb(#[from] VerbError),
+
     #[error("{what}: {source}{hint}")]
     Kernel {
         what: String,
@@ -227,6 +234,7 @@ impl Error {
             | Error::LeftBehind { .. }
             | Error::ScrubFailed { .. }
             | Error::ScrubLost { .. }
+            | Error::Verb(VerbError::Kept { .. })
             | Error::Reserve(ReserveError::LoaderTwice { .. }) => true,
             Error::Layout(LayoutError::NotReached { left, .. }) => *left,
             _ => false,

@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::Access;
 use crate::bus::{Identity, Range};
+use crate::host::Knob;
+use crate::mode::Mode;
 use crate::name::{GuestName, PartName};
 use crate::settings::Settings;
 
@@ -29,6 +31,13 @@ pub enum Operation {
     Bind(Bind),
     /// What was chosen for a device is changed. Interrupted, it goes on.
     Set(Set),
+    /// A guest gets another name. Interrupted, it goes on.
+    Rename(Rename),
+    /// A device gets other ranges. Interrupted, it has those that it had or those that it was to have.
+    Resize(Resize),
+    /// A device goes to another driver. Interrupted, it goes back to the one that had it, or on to the next where that
+    /// has begun.
+    Mode(ChangeMode),
 }
 
 impl fmt::Display for Operation {
@@ -41,6 +50,9 @@ impl fmt::Display for Operation {
             Operation::Destroy(destroy) => write!(f, "destroy {}", destroy.name),
             Operation::Bind(bind) => write!(f, "bind {}", bind.device.device),
             Operation::Set(set) => write!(f, "set {}", set.device.device),
+            Operation::Rename(rename) => write!(f, "rename {} {}", rename.from, rename.to),
+            Operation::Resize(resize) => write!(f, "resize {}", resize.name),
+            Operation::Mode(mode) => write!(f, "mode {}", mode.device.device),
         }
     }
 }
@@ -162,4 +174,53 @@ pub struct Set {
     pub name: Option<PartName>,
     /// What is chosen for it from now on.
     pub settings: Settings,
+}
+
+/// See [`Operation::Rename`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rename {
+    /// The name it has.
+    pub from: GuestName,
+    /// The name it gets.
+    pub to: GuestName,
+}
+
+/// See [`Operation::Resize`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resize {
+    /// The device.
+    pub device: Identity,
+    /// The guest whose it is.
+    pub name: PartName,
+    /// Its ranges before.
+    pub from: Vec<Range>,
+    /// Its ranges afterwards.
+    pub to: Vec<Range>,
+    /// What it is used as, before and afterwards.
+    pub mode: Mode,
+    /// What was chosen for it.
+    pub settings: Settings,
+}
+
+impl Resize {
+    /// Number of ranges that are the same before and afterwards.
+    pub fn kept(&self) -> usize {
+        let pairs = self.from.iter().zip(&self.to);
+        pairs.take_while(|(from, to)| from == to).count()
+    }
+}
+
+/// See [`Operation::Mode`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeMode {
+    /// The device.
+    pub device: Identity,
+    /// What it was used as.
+    pub from: Mode,
+    /// What it is to be used as.
+    pub to: Mode,
+    /// What was chosen for it.
+    pub settings: Settings,
+    /// Settings of the host as they were, and to which they have to be put back.
+    pub host: Vec<Knob>,
 }

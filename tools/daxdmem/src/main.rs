@@ -22,11 +22,15 @@ mod error;
 #[allow(unsafe_code)]
 mod ffi;
 mod file;
+mod holders;
+mod host;
 mod journal;
 mod layout;
+mod lend;
 mod libvirt;
 mod link;
 mod making;
+mod mode;
 mod name;
 mod nodes;
 mod repair;
@@ -37,6 +41,7 @@ mod settings;
 mod size;
 mod space;
 mod store;
+mod struct_page;
 mod sysfs;
 mod terminal;
 mod users;
@@ -68,6 +73,11 @@ fn main() -> ExitCode {
         Command::Set(args) => verb::set::run(args, &links),
         Command::Apply(args) => verb::apply::run(args, &links),
         Command::Save(args) => verb::save::run(args, &links),
+        Command::Show(args) => verb::show::run(args, &links),
+        Command::Stats(args) => verb::stats::run(args, &links),
+        Command::Rename(args) => verb::rename::run(args, &links),
+        Command::Resize(args) => verb::resize::run(args, &links),
+        Command::Mode(args) => verb::mode::run(args, &links),
         Command::QemuArgs(args) => verb::qemu_args::run(args, &links),
         Command::LibvirtXml(args) => verb::libvirt_xml::run(args, &links),
         Command::LibvirtSetup(args) => verb::libvirt_setup::run(args, &links),

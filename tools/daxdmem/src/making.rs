@@ -225,7 +225,7 @@ pub fn candidates(bus: &Bus, node: Option<u32>, region: Option<u32>) -> Result<V
 
 /// Where the regions start and end, by id. A region whose devices do not tell is asked by a device without memory,
 /// which is deleted at once.
-fn survey(
+pub fn survey(
     store: &mut Store,
     links: &Links,
     regions: &[&Region],

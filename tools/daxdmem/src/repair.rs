@@ -5,6 +5,10 @@
 //! Every step here looks at the host first, so it may itself be interrupted anywhere and be run again. A device in use
 //! is not taken away from its users without having been told to; then the operation is ended the other way.
 
+mod mode;
+mod rename;
+mod resize;
+
 use std::fmt;
 
 use crate::bus::{Bus, Device, Identity};
@@ -12,10 +16,13 @@ use crate::change;
 use crate::error::{Error, Result};
 use crate::journal::{Bind, Create, CreateAll, Destroy, DestroyAll, Group, Operation, Set, Survey};
 use crate::link::Links;
-use crate::name::{DeviceName, PartName};
+use crate::name::{DeviceName, GuestName, PartName};
 use crate::settings::Settings;
 use crate::store::{Record, State, Store};
 use crate::users::Users;
+
+pub use mode::end as end_mode;
+pub use rename::rest as rename_rest;
 
 /// How an interrupted operation ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,6 +43,12 @@ pub enum Ended {
     Set(DeviceName, bool),
     /// A device of a guest that is not whole stays: somebody uses it.
     Stays(PartName, String),
+    /// A guest has its new name.
+    Renamed(GuestName, GuestName),
+    /// A guest has its new size, or as before.
+    Resized(PartName, bool),
+    /// A device is used as this.
+    Mode(DeviceName, String),
     /// Another program has changed the device: it stays as it is, without a name.
     LeftAlone(PartName, DeviceName, String),
 }
@@ -78,6 +91,10 @@ impl fmt::Display for Ended {
                     "{name} stays, without the guest's other devices, since {why}"
                 )
             }
+            Ended::Renamed(from, to) => write!(f, "rename {from} {to} was interrupted: completed"),
+            Ended::Resized(name, true) => write!(f, "resize {name} was interrupted: completed"),
+            Ended::Resized(name, false) => write!(f, "resize {name} was interrupted: undone"),
+            Ended::Mode(device, what) => write!(f, "mode {device} was interrupted: {what}"),
             Ended::LeftAlone(name, device, why) => {
                 write!(f, "an operation on {name} was interrupted, then {why}: {device} stays as it is, without a name")
             }
@@ -259,6 +276,9 @@ pub fn end(store: &mut Store, links: &Links, operation: &Operation) -> Result<En
         Operation::Destroy(destroy) => return destroy_rest(store, links, destroy),
         Operation::Bind(bind) => return end_bind(store, bind),
         Operation::Set(set) => return set_rest(store, set),
+        Operation::Rename(rename) => return rename_rest(store, links, rename),
+        Operation::Resize(resize) => return resize::end(store, resize),
+        Operation::Mode(mode) => return end_mode(store, mode),
     };
     store.update(|state| state.operation = None)?;
     Ok(ended)

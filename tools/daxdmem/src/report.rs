@@ -3,7 +3,6 @@
 //! What `list` tells: the bus, with the guests' names and what follows from the ranges.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::PathBuf;
 
 use dmem_plan::{congruence, DevRange, PageOff, PhysAddr, RangeMap, PAGE_SIZE};
@@ -17,6 +16,8 @@ use crate::space::{extent_of, Space};
 use crate::store::State;
 
 pub mod json;
+pub mod show;
+pub mod stats;
 pub mod table;
 
 /// Everything to tell.
@@ -62,46 +63,6 @@ pub struct DeviceLine {
     pub leaf: Option<u64>,
     /// When it is scrubbed: by the driver while that is bound, else as was chosen.
     pub policy: Option<Policy>,
-}
-
-/// What a device is used as.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Mode {
-    /// By dax_dmem.
-    PageLess,
-    /// By device_dax: with struct pages.
-    Devdax,
-    /// By kmem: the kernel's own memory.
-    SystemRam,
-    /// By no driver.
-    Unbound,
-    /// By another driver.
-    Other(String),
-}
-
-impl Mode {
-    /// The mode of a device.
-    pub fn of(device: &Device) -> Mode {
-        match device.driver.as_deref() {
-            None => Mode::Unbound,
-            Some(Driver::NAME) => Mode::PageLess,
-            Some("device_dax") => Mode::Devdax,
-            Some("kmem") => Mode::SystemRam,
-            Some(driver) => Mode::Other(driver.to_owned()),
-        }
-    }
-}
-
-impl fmt::Display for Mode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Mode::PageLess => "page-less",
-            Mode::Devdax => "devdax",
-            Mode::SystemRam => "system-ram",
-            Mode::Unbound => "unbound",
-            Mode::Other(driver) => driver,
-        })
-    }
 }
 
 impl Report {

@@ -8,7 +8,7 @@ use std::fmt;
 use dmem_plan::{Extent, PlaceError};
 
 use crate::align::Align;
-use crate::bus::{gib_leaves, Bus, Device, Range, Region};
+use crate::bus::{gib_leaves, total, Bus, Device, Range, Region};
 use crate::driver::Quarantine;
 use crate::name::DeviceName;
 use crate::size::Size;
@@ -84,7 +84,7 @@ impl Space {
         let unowned = subtract(whole, &mut taken);
         taken.extend(quarantine.iter().map(|held| held.range));
         let free = subtract(whole, &mut taken);
-        let quarantined = total(&unowned).saturating_sub(total(&free));
+        let quarantined = total(unowned.iter()).saturating_sub(total(free.iter()));
         Some(Space {
             free,
             quarantined,
@@ -126,7 +126,7 @@ impl Space {
 
     /// Bytes in all pieces.
     pub fn total(&self) -> u64 {
-        total(&self.free)
+        total(self.free.iter())
     }
 
     fn place(&self, size: Size, align: Align) -> Result<Vec<Range>, PlaceError> {
@@ -135,12 +135,6 @@ impl Space {
         let pieces = dmem_plan::place(&free, size.0, align.leaf(), &mut out)?;
         Ok(out.into_iter().take(pieces).map(Range::from).collect())
     }
-}
-
-fn total(ranges: &[Range]) -> u64 {
-    ranges
-        .iter()
-        .fold(0, |sum, range| sum.saturating_add(range.len))
 }
 
 /// What of `whole` none of the taken ranges covers.
@@ -191,6 +185,64 @@ pub fn choose<S: Borrow<Space>>(
         Some((_, _, _, region, ranges)) => Ok(Layout { region, ranges }),
         None => Err(Shortage::new(spaces, size, align)),
     }
+}
+
+/// A device's ranges with `more` bytes behind them, where the space has them: what goes on where the last range ends, or
+/// pieces from anywhere, whichever gives more 1 GiB leaves, then fewer ranges.
+pub fn grow(
+    space: &Space,
+    has: &[Range],
+    more: Size,
+    align: Align,
+) -> Result<Vec<Range>, Shortage> {
+    let behind = |pieces: Vec<Range>| -> Vec<Range> { has.iter().copied().chain(pieces).collect() };
+    let anywhere = space.place(more, align).ok().map(behind);
+    let candidates = [on(space, has, more, align), anywhere]
+        .into_iter()
+        .flatten();
+    let fitting = candidates.filter(|ranges| ranges.len() <= MOST_RANGES);
+    let best = fitting.min_by_key(|ranges| (std::cmp::Reverse(gib_leaves(ranges)), ranges.len()));
+    best.ok_or_else(|| Shortage::new(std::slice::from_ref(space), more, align))
+}
+
+/// [`grow`] with as much as possible right behind the last range.
+fn on(space: &Space, has: &[Range], more: Size, align: Align) -> Option<Vec<Range>> {
+    let (last, others) = has.split_last()?;
+    let end = last.last().checked_add(1)?;
+    let piece = space.free.iter().find(|piece| piece.start == end)?;
+    let grain = align.grain().0;
+    let len = piece.len.min(more.0) / grain * grain;
+    if len == 0 {
+        return None;
+    }
+    let longer = Range {
+        start: last.start,
+        len: last.len.checked_add(len)?,
+    };
+    let rest = match more.0 - len {
+        0 => Vec::new(),
+        rest => {
+            let taken = &mut [Range { start: end, len }];
+            let left = |piece: &Range| subtract(*piece, taken);
+            let space = Space {
+                free: space.free.iter().flat_map(left).collect(),
+                ..Space::none(space.region)
+            };
+            space.place(Size(rest), align).ok()?
+        }
+    };
+    Some(others.iter().copied().chain([longer]).chain(rest).collect())
+}
+
+/// A device's ranges without what is beyond `size`.
+pub fn cut(has: &[Range], size: u64) -> Vec<Range> {
+    let mut left = size;
+    let piece = |range: &Range| {
+        let len = range.len.min(left);
+        left -= len;
+        (len > 0).then_some(Range { len, ..*range })
+    };
+    has.iter().map_while(piece).collect()
 }
 
 /// Why no region has the space, and what there is instead.
@@ -369,6 +421,50 @@ mod tests {
         );
         assert_eq!(left(&[whole]), []);
         assert_eq!(left(&[range(0, GIB)]), [whole]);
+    }
+
+    #[test]
+    fn devices_grow_at_their_end() {
+        let grow = |free: &[(u64, u64)], has: &[Range], more, unit| {
+            grow(&space(0, free), has, Size(more), align(unit))
+        };
+        let has = [range(4 * GIB, GIB)];
+        // Right behind it: the range gets longer.
+        let next = [(5 * GIB, 2 * GIB), (8 * GIB, 4 * GIB)];
+        assert_eq!(
+            grow(&next, &has, GIB, "1G").unwrap(),
+            [range(4 * GIB, 2 * GIB)]
+        );
+        // Not enough there: the rest comes from elsewhere.
+        assert_eq!(
+            grow(&next, &has, 3 * GIB, "1G").unwrap(),
+            [range(4 * GIB, 3 * GIB), range(8 * GIB, GIB)]
+        );
+        // Nothing there.
+        assert_eq!(
+            grow(&[(8 * GIB, 4 * GIB)], &has, GIB, "1G").unwrap(),
+            [has[0], range(8 * GIB, GIB)]
+        );
+        // Half a GiB fills up one that is half used: a leaf more than anywhere else.
+        let half = [range(4 * GIB, GIB / 2)];
+        assert_eq!(
+            grow(&[(4 * GIB + GIB / 2, GIB)], &half, GIB / 2, "2M").unwrap(),
+            [range(4 * GIB, GIB)]
+        );
+        let shortage = grow(&next, &has, 7 * GIB, "1G").unwrap_err().to_string();
+        assert!(shortage.starts_with("region 0 has 6G free"), "{shortage}");
+    }
+
+    #[test]
+    fn devices_are_cut_at_their_end() {
+        let has = [range(4 * GIB, GIB), range(8 * GIB, 2 * GIB)];
+        assert_eq!(cut(&has, 3 * GIB), has);
+        assert_eq!(
+            cut(&has, 2 * GIB),
+            [range(4 * GIB, GIB), range(8 * GIB, GIB)]
+        );
+        assert_eq!(cut(&has, GIB), [range(4 * GIB, GIB)]);
+        assert_eq!(cut(&has, GIB / 2), [range(4 * GIB, GIB / 2)]);
     }
 
     #[test]

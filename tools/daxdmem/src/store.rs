@@ -290,7 +290,12 @@ fn write(dir: &Path, state: &State) -> Result<()> {
 mod tests {
     use super::*;
     use crate::access::Access;
-    use crate::journal::{Bind, Create, CreateAll, Destroy, DestroyAll, Set, SetAll, Survey};
+    use crate::host::Knob;
+    use crate::journal::{
+        Bind, ChangeMode, Create, CreateAll, Destroy, DestroyAll, Rename, Resize, Set, SetAll,
+        Survey,
+    };
+    use crate::mode::Mode;
     use crate::scrub::Policy;
 
     fn name(text: &str) -> PartName {
@@ -366,6 +371,28 @@ mod tests {
                 device: identity(),
                 name: None,
                 settings: Settings::default(),
+            }),
+            Operation::Rename(Rename {
+                from: name("vm1").guest,
+                to: name("vm2").guest,
+            }),
+            Operation::Resize(Resize {
+                device: identity(),
+                name: name("vm1"),
+                from: vec![range()],
+                to: vec![],
+                mode: Mode::Unbound,
+                settings: settings(),
+            }),
+            Operation::Mode(ChangeMode {
+                device: identity(),
+                from: Mode::Other("other".to_owned()),
+                to: Mode::SystemRam,
+                settings: settings(),
+                host: vec![Knob {
+                    path: PathBuf::from("/sys/bus/dax/drivers_autoprobe"),
+                    value: "1".to_owned(),
+                }],
             }),
         ]
     }

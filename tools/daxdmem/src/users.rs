@@ -48,6 +48,13 @@ impl Users {
     }
 }
 
+impl Users {
+    /// Names of the programs by process id, as far as /proc shows them.
+    pub fn programs(&self) -> &BTreeMap<u32, String> {
+        &self.programs
+    }
+}
+
 impl fmt::Display for Users {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(openers) = self.openers {

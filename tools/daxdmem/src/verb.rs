@@ -8,9 +8,10 @@ use std::path::Path;
 use crate::bus::{Bus, Device};
 use crate::change::read as bus;
 use crate::driver::Driver;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, VerbError};
+use crate::layout;
 use crate::link::Links;
-use crate::name::{PartName, Target};
+use crate::name::{GuestName, PartName, Target};
 use crate::repair::{self, guest_of};
 use crate::scrub::Policy;
 use crate::settings::Settings;
@@ -26,10 +27,15 @@ pub mod destroy;
 pub mod libvirt_setup;
 pub mod libvirt_xml;
 pub mod list;
+pub mod mode;
 pub mod qemu_args;
+pub mod rename;
 pub mod reserve;
+pub mod resize;
 pub mod save;
 pub mod set;
+pub mod show;
+pub mod stats;
 pub mod unbind;
 
 /// Whether the caller is root.
@@ -92,6 +98,26 @@ fn look(links: &Links) -> Result<Option<State>> {
     Ok(Some(store.state().clone()))
 }
 
+/// The guests as the links show them, for who may not read the state.
+fn guests_by_links(links: &Links, bus: &Bus) -> State {
+    let named = links.names().into_iter();
+    let guest = |device: &Device| Record {
+        device: device.identity(),
+        ranges: device.ranges.clone().unwrap_or_default(),
+        settings: Settings::default(),
+    };
+    let guests = named.filter_map(|(device, name)| Some((name, guest(bus.device(device)?))));
+    State::of_guests(guests.collect())
+}
+
+/// Sees that nobody uses a device, and that it is with a driver that gives it away at once.
+fn idle(device: &Device, named: &str) -> Result<()> {
+    match repair::may_go(device, &named, false) {
+        Err(Error::InUse { target, users }) => Err(VerbError::Busy { target, users }.into()),
+        result => result,
+    }
+}
+
 /// The devices that a command names, each with the name that its guest gives it if it has one.
 fn resolve<'b>(
     target: &Target,
@@ -119,6 +145,33 @@ fn resolve<'b>(
                 }
             };
             state.named(name)?.into_iter().map(found).collect()
+        }
+    }
+}
+
+/// Says so where the layout declares a guest that was changed otherwise: the next apply brings back what is declared.
+fn remind_of_layout(name: &GuestName) {
+    let declared = layout::file::read(Path::new(layout::FILE)).unwrap_or_default();
+    if declared.iter().any(|wanted| wanted.name == *name) {
+        note(&format!(
+            "{} still declares {name} as it was: change it there, or `daxdmem save` writes what there is now",
+            layout::FILE
+        ));
+    }
+}
+
+/// The one device that a command names; an error where it is one of several.
+fn one<'b>(target: &Target, state: &State, bus: &'b Bus) -> Result<(&'b Device, Option<PartName>)> {
+    let mut found = resolve(target, state, bus)?;
+    match (found.pop(), found.is_empty()) {
+        (Some(last), true) => Ok(last),
+        (last, _) => {
+            let names = found.iter().chain(&last);
+            let names = names.filter_map(|(_, name)| Some(name.as_ref()?.to_string()));
+            Err(Error::from(VerbError::Several {
+                target: target.clone(),
+                parts: names.collect::<Vec<_>>().join(", "),
+            }))
         }
     }
 }

@@ -43,6 +43,13 @@ pub fn for_memory(what: &str, ranges: &[Range]) -> Result<()> {
     follow(what, meanwhile, || Ok(under_way(ranges)))
 }
 
+/// Waits until the driver is done with memory that was taken from a device: before that no other driver gets it. The
+/// device is in the middle of a command, which the next one ends if this one does not.
+pub fn for_release(what: &str, ranges: &[Range]) -> Result<()> {
+    let meanwhile = "the next daxdmem command undoes what was begun";
+    follow(what, meanwhile, || Ok(under_way(ranges)))
+}
+
 /// How far the scrub of memory that no device has any more is; `None` when there is none.
 pub fn under_way(ranges: &[Range]) -> Option<Progress> {
     let running = Driver::scrubbing().unwrap_or_default().into_iter();
@@ -76,7 +83,8 @@ fn follow(
     };
     let signal = Signal::new()?;
     let began = Instant::now();
-    let mut show = Show::new(what, now);
+    let scrubbing = format!("{what}: scrubbing");
+    let mut show = Show::new(&scrubbing, now);
     let mut pause = LOOKS.0;
     loop {
         if let Some(number) = signal.arrived() {
@@ -100,22 +108,24 @@ fn follow(
                 return Err(error);
             }
         }
-        show.update(what, now, began.elapsed());
+        show.update(&scrubbing, now, began.elapsed());
     }
 }
 
 /// Where progress is shown.
-enum Show {
+pub enum Show {
+    /// On a terminal.
     Bar(ProgressBar),
     /// When the next line is due, and the time from there to the one after it.
     Lines(Duration, Duration),
 }
 
 impl Show {
-    fn new(what: &str, now: Progress) -> Show {
+    /// `what` says what makes progress.
+    pub fn new(what: &str, now: Progress) -> Show {
         // A template that is wrong shows at once: this one is not.
         let style = ProgressStyle::with_template(
-            "{msg}: scrubbing [{bar:30}] {percent} % of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left",
+            "{msg} [{bar:30}] {percent} % of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left",
         );
         match style {
             Ok(style) if stderr().is_terminal() => {
@@ -131,7 +141,8 @@ impl Show {
         }
     }
 
-    fn update(&mut self, what: &str, now: Progress, elapsed: Duration) {
+    /// Shows how far it is.
+    pub fn update(&mut self, what: &str, now: Progress, elapsed: Duration) {
         match self {
             Show::Bar(bar) => {
                 bar.set_length(now.total);
@@ -146,7 +157,8 @@ impl Show {
         }
     }
 
-    fn clear(&self) {
+    /// Takes away what may be overwritten.
+    pub fn clear(&self) {
         if let Show::Bar(bar) = self {
             bar.finish_and_clear();
         }
@@ -155,14 +167,15 @@ impl Show {
 
 fn line(what: &str, now: Progress) -> String {
     let (done, total) = (BinaryBytes(now.done), BinaryBytes(now.total));
-    format!("{what}: scrubbing, {done} of {total} ({} %)", now.percent())
+    format!("{what}, {done} of {total} ({} %)", now.percent())
 }
 
 /// The signals by which people end a program.
-struct Signal(Arc<AtomicUsize>);
+pub struct Signal(Arc<AtomicUsize>);
 
 impl Signal {
-    fn new() -> Result<Signal> {
+    /// From now on they do not end it by themselves.
+    pub fn new() -> Result<Signal> {
         let arrived = Arc::new(AtomicUsize::new(0));
         for (signal, number) in [(SIGINT, 2), (SIGTERM, 15)] {
             flag::register_usize(signal, Arc::clone(&arrived), number)
@@ -171,7 +184,8 @@ impl Signal {
         Ok(Signal(arrived))
     }
 
-    fn arrived(&self) -> Option<i32> {
+    /// The one that has arrived.
+    pub fn arrived(&self) -> Option<i32> {
         match i32::try_from(self.0.load(Ordering::Relaxed)) {
             Ok(number) if number != 0 => Some(number),
             _ => None,
@@ -260,7 +274,7 @@ mod tests {
             total: 12 << 30,
         };
         assert_eq!(
-            line("vm1", now),
+            line("vm1: scrubbing", now),
             "vm1: scrubbing, 3.00 GiB of 12.00 GiB (25 %)"
         );
     }

@@ -5,11 +5,12 @@
 
 use serde::{Serialize, Serializer};
 
-use super::{DeviceLine, Mode, RegionLine, Report};
+use super::{DeviceLine, RegionLine, Report};
 use crate::access::Access;
 use crate::bus::Range;
 use crate::driver::Scrubbing;
 use crate::link::Links;
+use crate::mode::Mode;
 use crate::scrub::Scrub;
 
 /// Version of the form.
@@ -32,7 +33,7 @@ struct Document {
 }
 
 /// Begins every document.
-#[derive(Serialize)]
+#[derive(Debug, Serialize)]
 pub struct Header {
     version: u32,
 }
@@ -62,8 +63,9 @@ struct RegionEntry {
     free_scrubbing: Option<u64>,
 }
 
+/// A device.
 #[derive(Serialize)]
-struct DeviceEntry {
+pub struct DeviceEntry {
     device: String,
     path: String,
     guest: Option<String>,
@@ -131,7 +133,7 @@ struct LostEntry {
 
 /// Part of physical memory, both ends inclusive.
 #[derive(Serialize)]
-struct Piece {
+pub struct Piece {
     start: Address,
     end: Address,
     size: u64,
@@ -262,7 +264,8 @@ pub fn ranges(all: &[Range]) -> Vec<RangeEntry> {
 }
 
 impl DeviceEntry {
-    fn of(line: &DeviceLine) -> Self {
+    /// Of the device.
+    pub fn of(line: &DeviceLine) -> Self {
         let device = &line.device;
         DeviceEntry {
             device: device.name.to_string(),
@@ -289,7 +292,7 @@ impl DeviceEntry {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::super::tests::report;
     use super::*;
     use serde_json::{json, Value};
@@ -352,8 +355,8 @@ mod tests {
         assert_eq!(value, expected);
     }
 
-    #[test]
-    fn every_member_is_documented() {
+    /// Fails unless the manual names every member of the document.
+    pub fn check_documented(document: &Value) {
         let manual = include_str!("../../../../Documentation/daxdmem-json.md");
         fn check(manual: &str, value: &Value) {
             match value {
@@ -368,13 +371,15 @@ mod tests {
                 _ => {}
             }
         }
-        check(
-            manual,
-            &serde_json::from_str(&text(&report()).unwrap()).unwrap(),
-        );
+        check(manual, document);
         assert!(
             manual.contains(&format!("version {VERSION}")),
             "the version is not in the manual"
         );
+    }
+
+    #[test]
+    fn every_member_is_documented() {
+        check_documented(&serde_json::from_str(&text(&report()).unwrap()).unwrap());
     }
 }

@@ -4,8 +4,9 @@
 
 use std::fmt::Write;
 
-use super::{DeviceLine, Mode, RegionLine, Report};
+use super::{DeviceLine, RegionLine, Report};
 use crate::bus::Range;
+use crate::mode::Mode;
 use crate::scrub::{Scrub, Stage};
 use crate::size::Size;
 
@@ -52,7 +53,8 @@ pub fn text(report: &Report, verbose: bool) -> String {
     text
 }
 
-const NONE: &str = "-";
+/// What stands for nothing.
+pub const NONE: &str = "-";
 
 /// The value's text, or a dash.
 pub fn or_none(value: Option<impl ToString>) -> String {
@@ -141,7 +143,7 @@ fn devices(report: &Report, verbose: bool) -> String {
 }
 
 /// How far a scrub is.
-fn state(scrub: Scrub) -> String {
+pub fn state(scrub: Scrub) -> String {
     match scrub.stage {
         Stage::Scrubbing => format!("{} {}%", scrub.stage, scrub.progress.percent()),
         stage => stage.to_string(),

@@ -2,10 +2,8 @@
 
 //! `daxdmem create`: makes page-less devices for a guest: one, or one on each of several nodes.
 
-use dmem_plan::Leaf;
-
 use super::{begin, bus, need_driver, warn};
-use crate::bus::gib_leaves;
+use crate::bus::Leaves;
 use crate::cli::CreateArgs;
 use crate::error::{Error, Result};
 use crate::link::Links;
@@ -69,16 +67,7 @@ pub fn report(made: &Made, links: &Links) {
         [range] => format!("at {range}"),
         ranges => format!("in {} ranges", ranges.len()),
     };
-    let leaves = match gib_leaves(ranges) {
-        0 => format!("{} of 2M", size.0 / Leaf::Pmd.size()),
-        gib => match size.0 % Leaf::Pud.size() + size.0.saturating_sub(gib * Leaf::Pud.size()) {
-            0 => format!("{gib} of 1G"),
-            _ => format!(
-                "{gib} of 1G, {} of 2M",
-                (size.0 - gib * Leaf::Pud.size()) / Leaf::Pmd.size()
-            ),
-        },
-    };
+    let leaves = Leaves::of_all(ranges);
     done(&format!(
         "{name}: {size} {pieces}, on {}; leaves: {leaves}; {}",
         made.device.device,

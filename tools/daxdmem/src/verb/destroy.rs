@@ -3,6 +3,7 @@
 //! `daxdmem destroy`: unmakes a guest's devices and gives their memory back to the region.
 
 use super::{begin, bus};
+use crate::bus::total;
 use crate::cli::DestroyArgs;
 use crate::driver::Driver;
 use crate::error::{Error, Result};
@@ -119,11 +120,10 @@ fn destroy(
         Ok(ended) => note(&ended.to_string()),
         Err(error) => return Err(undo(store, links, error)),
     }
-    let size = guest
-        .ranges
-        .iter()
-        .fold(0u64, |sum, range| sum.saturating_add(range.len));
-    done(&format!("{name}: gone, {} are free again", Size(size)));
+    done(&format!(
+        "{name}: gone, {} are free again",
+        Size(total(guest.ranges.iter()))
+    ));
     let held = Driver::quarantine().into_iter();
     for held in held.filter(|held| guest.ranges.iter().any(|range| range.overlaps(held.range))) {
         let (range, openers) = (held.range, held.openers);

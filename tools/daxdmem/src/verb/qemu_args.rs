@@ -6,15 +6,13 @@ use std::path::{Path, PathBuf};
 
 use dmem_plan::Leaf;
 
-use super::{bus, look, resolve};
+use super::{bus, guests_by_links, look, resolve};
 use crate::bus::{gib_leaves, Device};
 use crate::cli::QemuArgs;
 use crate::error::{Error, Result};
 use crate::link::Links;
+use crate::mode::Mode;
 use crate::name::{PartName, Target};
-use crate::report::Mode;
-use crate::settings::Settings;
-use crate::store::{Record, State};
 use crate::terminal::answer;
 
 /// Runs it.
@@ -26,17 +24,7 @@ pub fn run(args: &QemuArgs, links: &Links) -> Result<()> {
 pub fn devices(target: &Target, links: &Links) -> Result<Vec<(Device, PathBuf)>> {
     let state = look(links)?;
     let now = bus()?;
-    // Who may not read the state goes by the links.
-    let state = state.unwrap_or_else(|| {
-        let named = links.names().into_iter();
-        let guest = |device: &Device| Record {
-            device: device.identity(),
-            ranges: device.ranges.clone().unwrap_or_default(),
-            settings: Settings::default(),
-        };
-        let guests = named.filter_map(|(device, name)| Some((name, guest(now.device(device)?))));
-        State::of_guests(guests.collect())
-    });
+    let state = state.unwrap_or_else(|| guests_by_links(links, &now));
     let found = resolve(target, &state, &now)?;
     if let Some((device, _)) = found.iter().find(|(device, _)| !device.is_page_less()) {
         return Err(Error::NotBound {

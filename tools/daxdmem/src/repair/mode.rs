@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Ends a change of mode: a device that is where it was or where it was to go stays there; one in between goes back, but
+//! for memory that the host has given back already, which goes on.
+
+use super::Ended;
+use crate::change;
+use crate::error::Result;
+use crate::host;
+use crate::journal::ChangeMode;
+use crate::lend::{block_size, Blocks};
+use crate::mode::Mode;
+use crate::store::Store;
+use crate::users::Users;
+
+/// Undoes or completes it.
+pub fn end(store: &mut Store, change: &ChangeMode) -> Result<Ended> {
+    host::put_back(&change.host)?;
+    change::forget_ids(&change.device)?;
+    change::settle_policy(&change.device)?;
+    let what = settle(change)?;
+    store.update(|state| state.operation = None)?;
+    Ok(Ended::Mode(change.device.device, what))
+}
+
+fn settle(change: &ChangeMode) -> Result<String> {
+    let bus = change::read()?;
+    let Some(device) = bus.same(&change.device) else {
+        return Ok("the device is gone".to_owned());
+    };
+    let ranges = device.ranges.as_deref().unwrap_or_default();
+    let blocks = block_size().map(|size| Blocks::of(ranges, size));
+    let now = Mode::of(device);
+    if now == change.to || now == change.from {
+        // What was offline comes back, what was added is put to use.
+        if let Some(blocks) = blocks.filter(|_| now == Mode::SystemRam) {
+            blocks.online()?;
+        }
+        return Ok(match now == change.to {
+            true => "completed".to_owned(),
+            false => "undone".to_owned(),
+        });
+    }
+    match (now, Users::of(device)) {
+        (Mode::Unbound, _) | (Mode::Devdax, None) => {}
+        (Mode::Devdax, Some(users)) => return Ok(format!("then it came into use ({users})")),
+        (now, _) => return Ok(format!("then another program made it {now}")),
+    }
+    if blocks.is_some_and(|blocks| blocks.are_there()) {
+        return Ok("the host keeps memory of it until it is rebooted".to_owned());
+    }
+    let wanted = match change.from {
+        Mode::SystemRam => &change.to,
+        _ => &change.from,
+    };
+    change::attach(&change.device, wanted, change.settings.scrub)?;
+    Ok(match *wanted == change.to {
+        true => "completed".to_owned(),
+        false => "undone".to_owned(),
+    })
+}
