@@ -26,9 +26,11 @@ mod tool_check;
 mod tool_host;
 mod tool_kills;
 mod tool_layout;
+mod tool_mode;
 mod tool_nodes;
 mod tool_refusals;
 mod tool_reserve;
+mod tool_resize;
 mod tool_scrub;
 mod tool_tracer;
 mod tool_verbs;
@@ -67,6 +69,8 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         tool_scrub::CASES,
         tool_check::CASES,
         tool_reserve::CASES,
+        tool_resize::CASES,
+        tool_mode::CASES,
         debug_kernel::CASES,
         demo::CASES,
         lab::CASES,

@@ -426,7 +426,7 @@ fn others_devices() -> Outcome {
 
     let lent = region.create(2 * MIB, &[(2 * GIB, GIB)])?;
     lent.bind("kmem")?;
-    let texts = ["is system RAM", "daxctl offline-memory"];
+    let texts = ["is system RAM", "daxdmem mode"];
     refused(&format!("bind {}", lent.name), &texts)?;
     refused(&format!("unbind {}", lent.name), &texts)?;
     refused(&format!("unbind {} --force", lent.name), &texts)?;
