@@ -12,14 +12,14 @@ pub const CASES: &[Case] = &[
     Case {
         name: "tool-check-one-region",
         shows: "check finds nothing amiss on a host that is well, names its region, and changes nothing",
-        run: || healthy("region 0 (6G)", "6G: 0x100000000-0x27fffffff"),
+        run: || healthy("region 0 on node 0 (6G)", "6G: 0x100000000-0x27fffffff"),
         ..Case::DEFAULT
     },
     Case {
         name: "tool-check-two-regions",
         shows: "the same with two regions",
         machine: "two-regions",
-        run: || healthy("region 0 (3G), region 1 (4G)", "7G: "),
+        run: || healthy("region 0 on node 0 (3G), region 1 on node 0 (4G)", "7G: "),
         ..Case::DEFAULT
     },
     Case {
