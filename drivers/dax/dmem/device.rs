@@ -14,10 +14,11 @@
 //! Locks: the device lock (driver core) is held by [`bind`] and [`Binding::unbind`]; inside it the
 //! registry's (`registry.rs`) are taken.
 
+use kernel::new_mutex;
 use kernel::prelude::*;
 use kernel::str::CStr;
 use kernel::sync::atomic::{Atomic, Relaxed};
-use kernel::sync::Arc;
+use kernel::sync::{Arc, Mutex};
 
 use crate::custody::extents_of;
 use crate::error::Error;
@@ -30,6 +31,7 @@ use crate::registry;
 use crate::scrub::{Policy, Prepared, Scrub};
 
 /// State of one binding, shared by the binding itself, the registry and every open file.
+#[pin_data]
 pub(crate) struct Device {
     /// Device number: `/dev/daxX.Y`.
     devt: u32,
@@ -51,6 +53,12 @@ pub(crate) struct Device {
     live: Atomic<bool>,
     /// Open files; changed under the registry's mutex only.
     openers: Atomic<u32>,
+    /// Held while a 1 GiB leaf is installed, and while leaves are removed from mappings in which
+    /// faults go on. The kernel looks at the entry twice when it removes leaves
+    /// (`mm/memory.c`, `zap_pud_range`), and takes a 1 GiB leaf that was not there at the first
+    /// look for a bad table at the second.
+    #[pin]
+    giants: Mutex<()>,
 }
 
 impl Device {
@@ -114,6 +122,12 @@ impl Device {
     /// Ends [`Device::is_live`].
     pub(crate) fn set_dead(&self) {
         self.live.store(false, Relaxed);
+    }
+
+    /// Keeps 1 GiB leaves from being installed. Taken inside the mmap lock, outside of
+    /// `i_mmap_rwsem` and the page-table locks.
+    pub(crate) fn giants(&self) -> &Mutex<()> {
+        &self.giants
     }
 
     /// Number of open files.
@@ -248,19 +262,22 @@ fn claim(
     } else {
         Some(Prepared::new(&dirty)?)
     };
-    let device = Arc::new(
-        Device {
+    let reservation = Arc::new(reservation, GFP_KERNEL)?;
+    let scrub = job.as_ref().map(|job| job.scrub().clone());
+    let device = Arc::pin_init(
+        pin_init!(Device {
             devt: dev_dax.devt(),
             ranges,
             inode,
-            reservation: Arc::new(reservation, GFP_KERNEL)?,
-            scrub: job.as_ref().map(|job| job.scrub().clone()),
+            reservation,
+            scrub,
             unscrubbed,
             policy: Atomic::new(policy.code()),
             opened: Atomic::new(false),
             live: Atomic::new(true),
             openers: Atomic::new(0),
-        },
+            giants <- new_mutex!((), "Device::giants"),
+        }),
         GFP_KERNEL,
     )?;
     // From the registry on, the device may be opened: a node that was looked up before an earlier

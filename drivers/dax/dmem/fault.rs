@@ -40,6 +40,7 @@ pub(crate) fn fault(device: &Device, site: &FaultSite<'_>, leaf: Leaf) -> Answer
         Leaf::Pte => fill(&map, &window, site.addr()),
         Leaf::Pmd | Leaf::Pud => fits(&map, &window, site.addr(), leaf),
     };
+    let _giants = (leaf == Leaf::Pud).then(|| device.giants().lock());
     match (placement, leaf) {
         (Some(placement), leaf) => match site.install(leaf, placement) {
             Installed::Mapped => Answer::Done,
@@ -66,9 +67,11 @@ pub(crate) fn before_split(vma: &Splitting<'_>, addr: VirtAddr) {
 /// mremap moves page tables entry by entry, and where the new place is not congruent to the old one
 /// modulo 1 GiB it takes a 1 GiB leaf for a bad table (`mm/mremap.c`, `move_page_tables`). Without
 /// leaves there is nothing to move, and later accesses bring the largest that fit the new place.
-/// The kernel keeps faults out of the old place meanwhile (`move_vma`).
+/// The kernel keeps faults out of the old place meanwhile (`move_vma`), but not out of other
+/// mappings of the same memory, whose leaves go as well.
 pub(crate) fn before_move(device: &Device, vma: &Copied<'_>) {
     if vma.is_moving() {
+        let _giants = device.giants().lock();
         vma.drop_leaves(device.inode());
     }
 }

@@ -52,6 +52,13 @@ pub const CASES: &[Case] = &[
         ..Case::DEFAULT
     },
     Case {
+        name: "move-beside-faults",
+        shows: "while one process moves its mapping, others fault 1 GiB leaves in again and again",
+        limit: 60,
+        run: move_beside_faults,
+        ..Case::DEFAULT
+    },
+    Case {
         name: "grow-refused",
         shows: "mremap cannot make a mapping larger",
         run: grow,
@@ -258,6 +265,42 @@ fn move_mappings() -> Outcome {
 }
 
 /// Moves pages from the middle of a mapping to `target`; both ends stay.
+/// A move removes the leaves of every process, however small the part that moves. Two others bring a 1 GiB leaf back
+/// at once, so that the kernel meets an entry that becomes a leaf while it looks at it.
+fn move_beside_faults() -> Outcome {
+    const MOVES: u64 = 50_000;
+    let device = page_less(GIB, &[(0, GIB)])?;
+    let file = device.open()?;
+    let mut others = Vec::new();
+    for _ in 0..2 {
+        others.push(Child::start(|_| {
+            let mapping = Map::new(GIB).file(&file)?;
+            mapping.write(0, 1);
+            loop {
+                check_eq!(mapping.read(0), 1, "the first word");
+            }
+        })?);
+    }
+    let space = Map::new(4 * HUGE).protection(libc::PROT_NONE).anonymous()?;
+    let base = (space.address() as u64).next_multiple_of(HUGE);
+    let places = [base, base + HUGE];
+    let mut mapping = Map::new(PAGE).at(places[0] as usize).file(&file)?;
+    mapping.write(0, 1);
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    for turn in 1..=MOVES {
+        mapping = mapping.remap(PAGE, flags, places[(turn % 2) as usize] as usize)?;
+    }
+    check_eq!(mapping.read(0), 1, "the first word");
+    for mut child in others {
+        check_eq!(
+            child.kill()?,
+            End::Signal(libc::SIGKILL),
+            "how the child ended"
+        );
+    }
+    Ok(())
+}
+
 fn part_moved(file: &std::fs::File, large: bool, target: u64) -> Outcome {
     let mapping = marked(file, large)?;
     let (cut, length) = (CUTS[1], 3 * MIB);
