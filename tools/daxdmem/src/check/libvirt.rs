@@ -5,10 +5,16 @@
 use std::fs;
 
 use super::{list, version, Finding, Scene};
+use crate::link::Links;
+use crate::name::PartName;
 
 const CONFIGURATION: &str = "etc/libvirt/qemu.conf";
 const PROFILE: &str = "etc/apparmor.d/abstractions/libvirt-qemu";
-const LOCAL: &str = "etc/apparmor.d/local/abstractions/libvirt-qemu";
+/// Where rules of one's own are: what `daxdmem libvirt-setup` writes, and an administrator's.
+const RULES: [&str; 2] = [
+    "etc/apparmor.d/abstractions/libvirt-qemu.d/daxdmem",
+    "etc/apparmor.d/local/abstractions/libvirt-qemu",
+];
 
 /// What to do about both.
 const SET_UP: &str = "`daxdmem libvirt-setup` shows and makes the settings";
@@ -37,23 +43,30 @@ fn device_acl(scene: &Scene) -> Finding {
         return Finding::info(CHECK, format!("/{CONFIGURATION} is seen by root only"));
     };
     let listed = acl(&text);
-    let guests = scene.state.iter().flat_map(|state| state.guests.values());
+    let guests = scene.state.iter().flat_map(|state| &state.guests);
+    // libvirt follows links: by its name a device is listed whatever its number.
     let missing: Vec<String> = guests
-        .map(|guest| format!("/dev/{}", guest.device.device))
-        .filter(|path| !listed.contains(path))
+        .map(|(name, guest)| [link(name), format!("/dev/{}", guest.device.device)])
+        .filter(|paths| !paths.iter().any(|path| listed.contains(path)))
+        .map(|[link, _]| link)
         .collect();
     match (
         missing.is_empty(),
         listed.iter().any(|path| path.starts_with("/dev/dax")),
     ) {
         (true, true) => Finding::ok(CHECK, "cgroup_device_acl has the guests' devices"),
-        (true, false) => Finding::info(CHECK, "cgroup_device_acl has no device /dev/daxX.Y"),
+        (true, false) => Finding::info(CHECK, "cgroup_device_acl has no guest's device"),
         (false, _) => {
             Finding::warning(CHECK, format!("cgroup_device_acl lacks {}", list(&missing)))
                 .means("libvirt's guests cannot open them")
                 .advises(SET_UP)
         }
     }
+}
+
+/// A guest's link, as text.
+fn link(name: &PartName) -> String {
+    Links::default().path(name).display().to_string()
 }
 
 /// The entries of `cgroup_device_acl = [ "…", … ]`.
@@ -82,7 +95,7 @@ fn apparmor(scene: &Scene) -> Option<Finding> {
     if scene.switch("apparmor", "enabled") != Some(true) || !scene.has(PROFILE) {
         return None;
     }
-    let rules = scene.text(LOCAL).unwrap_or_default();
+    let rules: String = RULES.iter().filter_map(|path| scene.text(path)).collect();
     let rule = |wanted: &dyn Fn(&str) -> bool| {
         rules
             .lines()
@@ -95,7 +108,7 @@ fn apparmor(scene: &Scene) -> Option<Finding> {
     });
     Some(match node && size {
         true => Finding::ok(CHECK, "lets QEMU open the devices"),
-        false => Finding::warning(CHECK, format!("/{LOCAL} has no rules for the devices"))
+        false => Finding::warning(CHECK, "there are no rules for the devices")
             .means("AppArmor keeps libvirt's guests from opening them")
             .advises(SET_UP),
     })

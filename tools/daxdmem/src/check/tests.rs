@@ -447,10 +447,15 @@ fn what_libvirt_lets_through() {
         "etc/libvirt/qemu.conf",
         "cgroup_device_acl = [ \"/dev/null\" ]\n",
     );
-    host.expect("libvirt-devices", Level::Warning, "lacks /dev/dax0.0");
+    host.expect("libvirt-devices", Level::Warning, "lacks /dev/daxdmem/vm1");
     host.write(
         "etc/libvirt/qemu.conf",
         "cgroup_device_acl = [ \"/dev/null\", \"/dev/dax0.0\" ]\n",
+    );
+    host.expect("libvirt-devices", Level::Ok, "");
+    host.write(
+        "etc/libvirt/qemu.conf",
+        "cgroup_device_acl = [ \"/dev/null\", \"/dev/daxdmem/vm1\" ]\n",
     );
     host.expect("libvirt-devices", Level::Ok, "");
     host.write("sys/module/apparmor/parameters/enabled", "Y\n");
