@@ -58,7 +58,7 @@ impl Align {
         let near = near(size, grain);
         let finer = Align::default_for(Size(Leaf::Pmd.size()));
         let near = match size.0 != 0 && size.0 % finer.grain().0 == 0 {
-            true => format!("{near}, or keep the size and choose align {finer}"),
+            true => format!("{near}, or keep the size and choose --align {finer}"),
             false => near,
         };
         Err(Error::Misaligned {
@@ -130,7 +130,7 @@ mod tests {
         assert_eq!(
             refusal("1.5G", "1G"),
             "size 1.5G is no multiple of 1G, the unit of devices with align 1G\n\
-             Use 1G or 2G, or keep the size and choose align 2M"
+             Use 1G or 2G, or keep the size and choose --align 2M"
         );
         assert_eq!(
             refusal("3M", "4K"),

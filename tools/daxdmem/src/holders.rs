@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn kinds_of_pages() {
-        let kind = |bits: &[u32]| Kind::of(bits.iter().fold(0, |flags, bit| flags | 1 << bit));
+        let kind = |bits: &[u32]| Kind::of(bits.iter().fold(0, |flags, bit| flags | (1 << bit)));
         assert_eq!(kind(&[10]), None);
         assert_eq!(kind(&[20]), None);
         assert_eq!(kind(&[]), Some(Kind::Kernel));

@@ -2,7 +2,7 @@
 
 //! The layout: the guests that a host is to have, as a file declares them.
 //!
-//! [`file`] reads and writes it, [`plan`] finds what differs between it and the host and where the new devices go,
+//! [`mod@file`] reads and writes it, [`plan`] finds what differs between it and the host and where the new devices go,
 //! [`placement`] remembers that over a reboot, [`show`] tells people and programs.
 
 use std::path::PathBuf;

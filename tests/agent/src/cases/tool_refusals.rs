@@ -499,7 +499,7 @@ fn bad_state() -> Outcome {
         ("", "EOF while parsing"),
         (
             "{\"version\": 99}",
-            "it has version 99, this daxdmem writes and reads version 1",
+            "it has version 99, this daxdmem reads versions up to 2",
         ),
     ] {
         fs::write(STATE, text)?;

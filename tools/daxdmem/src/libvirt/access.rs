@@ -132,7 +132,7 @@ fn with(text: &str, links: &[String]) -> Result<String, String> {
             let (old, after) = rest.split_at(set.lines.len());
             let aside: String = old
                 .split_inclusive('\n')
-                .map(|line| format!("{ASIDE}{line}"))
+                .flat_map(|line| [ASIDE, line])
                 .collect();
             let newline = if aside.ends_with('\n') { "" } else { "\n" };
             // A last line without its end stays one.

@@ -54,11 +54,12 @@ fn machine() -> String {
 
 /// A whole domain, as small as can be: no disk, no network.
 pub fn fresh(name: &str, memory: &Memory) -> String {
-    let args: String = memory
+    let args: Vec<String> = memory
         .args()
         .iter()
         .map(|arg| format!("    {}\n", arg_element("qemu:", arg)))
         .collect();
+    let args = args.concat();
     format!(
         "<domain type='kvm' xmlns:qemu='{QEMU}'>
   <name>{name}</name>
@@ -275,11 +276,11 @@ impl<'d, 'i> Editor<'d, 'i> {
             format!("<{name} {attribute}='{value}'/>")
         };
         let Some(backing) = child(self.root, "memoryBacking") else {
-            let inner: String = parts
+            let inner: Vec<String> = parts
                 .iter()
                 .map(|part| format!("\n  {}", element(part)))
                 .collect();
-            let text = format!("<memoryBacking>{inner}\n</memoryBacking>");
+            let text = format!("<memoryBacking>{}\n</memoryBacking>", inner.concat());
             self.splices.insert_before(memory, &text);
             return;
         };
@@ -332,10 +333,11 @@ impl<'d, 'i> Editor<'d, 'i> {
             .find(|child| child.has_tag_name((QEMU, "commandline")))
         else {
             let prefix = self.prefix();
-            let args: String = wanted
+            let args: Vec<String> = wanted
                 .iter()
                 .map(|arg| format!("\n  {}", arg_element(&prefix, arg)))
                 .collect();
+            let args = args.concat();
             let text = format!("<{prefix}commandline>{args}\n</{prefix}commandline>");
             self.splices.append(self.root, &[text]);
             return;

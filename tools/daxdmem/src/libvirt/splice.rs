@@ -139,9 +139,7 @@ impl<'d, 'i> Splices<'d, 'i> {
     fn lines(&self, children: &[String], indent: &str) -> String {
         let newline = self.newline();
         let lines = children.iter().flat_map(|child| child.lines());
-        lines
-            .map(|line| format!("{indent}{line}{newline}"))
-            .collect()
+        lines.flat_map(|line| [indent, line, newline]).collect()
     }
 
     fn newline(&self) -> &'static str {

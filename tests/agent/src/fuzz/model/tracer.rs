@@ -91,7 +91,7 @@ pub fn words_in(at: u64, bytes: u64) -> Vec<(u64, usize, u64)> {
     words
 }
 
-/// The word that [`Op::Poke`] writes at a byte of the arena.
+/// The word that [`Op::Poke`](crate::fuzz::op::Op::Poke) writes at a byte of the arena.
 pub fn poked(seed: u64, byte: u64) -> u64 {
     mix(seed ^ byte)
 }

@@ -338,7 +338,7 @@ proptest! {
     ) {
         let gaps = ["", "\n  ", "\n\t", " "];
         let join = |parts: &[(String, usize)]| -> String {
-            parts.iter().map(|(part, gap)| format!("{}{part}", gaps[*gap])).collect()
+            parts.iter().flat_map(|(part, gap)| [gaps[*gap], part]).collect()
         };
         let (backing, balloon, reboot, line) = own;
         let maybe = |there: bool, text: &str| if there { text.to_owned() } else { String::new() };
