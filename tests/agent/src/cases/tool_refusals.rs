@@ -263,7 +263,7 @@ fn no_region() -> Outcome {
     }
     refused(
         "create vm1 --size 1G",
-        &["this host has no dax region", "Reserve memory at boot"],
+        &["this host has no dax region", "`daxdmem reserve` plans"],
     )?;
     refused("bind dax0.0", &["there is no device dax0.0"])?;
     let list = tool("list")?;
