@@ -108,9 +108,12 @@ fn apparmor(scene: &Scene) -> Option<Finding> {
     });
     Some(match node && size {
         true => Finding::ok(CHECK, "lets QEMU open the devices"),
-        false => Finding::warning(CHECK, "there are no rules for the devices")
-            .means("AppArmor keeps libvirt's guests from opening them")
-            .advises(SET_UP),
+        false => Finding::warning(
+            CHECK,
+            "the profile of libvirt's QEMU has no rules for the devices",
+        )
+        .means("AppArmor keeps libvirt's guests from opening them")
+        .advises(SET_UP),
     })
 }
 

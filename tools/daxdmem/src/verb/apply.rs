@@ -136,18 +136,27 @@ impl Run<'_> {
                 continue;
             }
             let guest = wanted.iter().find(|guest| guest.name == step.name);
+            let unmade = step.is_unmade();
+            let name = step.name.clone();
             let result = match (step.action, guest) {
                 (Action::Create | Action::Recreate, Some(guest)) => {
                     self.make(store, links, guest, step.clone())
                 }
                 (Action::Change, Some(guest)) => self.change(store, links, guest),
                 (Action::Leave, _) => {
-                    self.failed.insert(step.name.clone());
+                    self.failed.insert(name.clone());
                     Ok(())
                 }
                 _ => Ok(()),
             };
-            self.took(result, &step.name, wanted);
+            let gone = unmade && result.is_err();
+            self.took(result, &name, wanted);
+            if gone {
+                self.left = true;
+                note(&format!(
+                    "{name} has no device now: the one it had is unmade"
+                ));
+            }
         }
     }
 
