@@ -41,6 +41,27 @@ impl Extent {
         self.len > 0 && other.len > 0 && below(self, other) && below(other, self)
     }
 
+    /// Whether the byte at this address is in it.
+    #[inline]
+    pub fn contains(&self, at: PhysAddr) -> bool {
+        at.bytes_above(self.start)
+            .is_some_and(|into| into < self.len)
+    }
+
+    /// The part on that side of `hole` where `at` is; `None` where `at` is in the hole.
+    #[inline]
+    pub fn beside(&self, hole: &Extent, at: PhysAddr) -> Option<Extent> {
+        if !self.overlaps(hole) {
+            return Some(*self);
+        }
+        let side = if at < hole.start {
+            Extent::between(self.start, hole.start)
+        } else {
+            Extent::between(hole.end()?, self.end()?)
+        };
+        side.filter(|side| side.contains(at))
+    }
+
     /// What to work on next when the first `done` bytes are: up to the next multiple of 2 MiB, so
     /// that one PMD maps every step but a ragged first or last one. `None` at the end.
     #[inline]
@@ -159,6 +180,18 @@ impl<S: Store> ExtentSet<S> {
                 }
             }
         }
+    }
+
+    /// The part of `extent` around `at` that has no byte of the set; `None` where `at` is in the
+    /// set, or outside `extent`.
+    pub fn gap_at(&self, extent: &Extent, at: PhysAddr) -> Option<Extent> {
+        self.missing(extent).find(|gap| gap.contains(at))
+    }
+
+    /// Whether no byte of `extent` is in the set.
+    pub fn is_disjoint(&self, extent: &Extent) -> bool {
+        let first = self.missing(extent).next();
+        extent.len == 0 || first.is_some_and(|gap| gap == *extent)
     }
 
     /// The parts of `extent` that are not in the set, in ascending order.

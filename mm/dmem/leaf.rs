@@ -6,6 +6,7 @@
 //! physical range that start on a multiple of its size. All of it follows from the *run*: the
 //! longest stretch around an address in which virtual and physical addresses advance together.
 
+use super::extents::Extent;
 use super::ranges::RangeMap;
 use super::units::{Leaf, PageOff, PhysAddr, VirtAddr, PAGE_SIZE};
 
@@ -62,6 +63,19 @@ impl Window {
         self.start <= addr && addr < self.end
     }
 
+    /// Length in 4 KiB pages.
+    #[inline]
+    pub fn pages(&self) -> u64 {
+        self.end.bytes_above(self.start).map_or(0, pages)
+    }
+
+    /// Whether it maps the page at this device offset.
+    #[inline]
+    pub fn maps(&self, pgoff: PageOff) -> bool {
+        let into = pgoff.pages_beyond(self.pgoff);
+        into.is_some_and(|into| into < self.pages())
+    }
+
     /// Device offset of the page that contains `addr`; `None` outside the window.
     #[inline]
     pub fn pgoff_at(&self, addr: VirtAddr) -> Option<PageOff> {
@@ -81,6 +95,34 @@ pub struct Placement {
     pub phys: PhysAddr,
     /// Length in 4 KiB pages.
     pub pages: u64,
+}
+
+impl Placement {
+    /// The physical memory in it.
+    #[inline]
+    pub fn extent(&self) -> Extent {
+        Extent {
+            start: self.phys,
+            len: self.pages.saturating_mul(PAGE_SIZE),
+        }
+    }
+
+    /// Physical address of the page that is to be mapped at `addr`.
+    #[inline]
+    pub fn phys_at(&self, addr: VirtAddr) -> Option<PhysAddr> {
+        let into = addr.align_down(Leaf::Pte).bytes_above(self.virt)?;
+        self.phys.checked_add(into)
+    }
+
+    /// What of it leads to `part`, which lies in its memory and starts and ends on a page.
+    #[inline]
+    pub fn only(&self, part: &Extent) -> Option<Placement> {
+        Some(Placement {
+            virt: self.virt.checked_add(part.start.bytes_above(self.phys)?)?,
+            phys: part.start,
+            pages: pages(part.len),
+        })
+    }
 }
 
 /// The leaf of this size around `addr`, if one may be installed.

@@ -177,6 +177,16 @@ impl<'a> RangeMap<'a> {
         (pgoff < range.pgoff_end()?).then_some(range)
     }
 
+    /// Device offset of the page at this physical address; `None` where it is not the device's.
+    /// O(n).
+    #[inline]
+    pub fn pgoff_of(&self, phys: PhysAddr) -> Option<PageOff> {
+        let holds = |range: &&DevRange| range.extent().contains(phys);
+        let range = self.ranges.iter().find(holds)?;
+        let pages = phys.bytes_above(range.start)? / PAGE_SIZE;
+        range.pgoff.checked_add(pages)
+    }
+
     /// Physical address of the page at this device offset; `None` beyond the device's end. O(log
     /// n).
     #[inline]

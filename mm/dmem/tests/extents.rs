@@ -119,6 +119,40 @@ proptest! {
     }
 
     #[test]
+    fn the_gap_around_a_byte_is_all_that_is_free_there(
+        operations in operations(),
+        start in 0..SPAN,
+        len in 0..SPAN,
+        at in 0..SPAN,
+    ) {
+        let mut set = ExtentSet::new(Limited { most: usize::MAX, ..Limited::default() });
+        for (add, extent) in operations {
+            if add {
+                prop_assert!(set.add(extent));
+            } else {
+                set.remove(&extent);
+            }
+        }
+        let known = table(set.extents());
+        let within = extent(start, len);
+        prop_assert_eq!(set.is_disjoint(&within), known[bytes(&within)].iter().all(|held| !held));
+        let free = |byte: u64| within.contains(PhysAddr::from_raw(byte)) && !known[byte as usize];
+        let gap = set.gap_at(&within, PhysAddr::from_raw(at));
+        prop_assert_eq!(gap.is_some(), free(at));
+        if let Some(gap) = gap {
+            let (first, end) = (gap.start.raw(), gap.start.raw() + gap.len);
+            prop_assert!((first..end).contains(&at) && (first..end).all(free));
+            prop_assert!((first == 0 || !free(first - 1)) && !free(end));
+            // Cutting off one extent of the set after the other comes to the same.
+            let cut = set
+                .extents()
+                .iter()
+                .try_fold(within, |left, hole| left.beside(hole, PhysAddr::from_raw(at)));
+            prop_assert_eq!(cut, Some(gap));
+        }
+    }
+
+    #[test]
     fn what_is_missing_and_what_is_known_make_the_whole(
         operations in operations(),
         start in 0..SPAN,
