@@ -11,6 +11,7 @@ use crate::ffi::kernel_map::KernelMap;
 use crate::ffi::liveness::Section;
 use crate::ffi::vma::Access;
 use crate::plan::{Extent, Leaf, PAGE_SIZE};
+use crate::poison;
 
 /// Copies as many bytes as the VMA and the device have from its address on. Returns how many.
 ///
@@ -28,7 +29,7 @@ pub(crate) fn access(device: &Device, access: &Access<'_>) -> u64 {
 }
 
 /// Copies what lies in one page, `done` bytes into the access. `None` at the end of it, of the VMA
-/// or of the device.
+/// or of the device, and at a poisoned page.
 fn copy_in_page(device: &Device, access: &Access<'_>, done: u64) -> Option<u64> {
     let left = access.len().checked_sub(done).filter(|left| *left > 0)?;
     let addr = access.addr().checked_add(done)?;
@@ -39,6 +40,9 @@ fn copy_in_page(device: &Device, access: &Access<'_>, done: u64) -> Option<u64> 
         start,
         len: PAGE_SIZE,
     };
-    access.copy(&KernelMap::new(&page).ok()?, within, done, len);
-    Some(len)
+    if !poison::is_sound(&page) {
+        return None;
+    }
+    let copied = access.copy(&KernelMap::new(&page).ok()?, within, done, len);
+    Some(copied).filter(|copied| *copied > 0)
 }

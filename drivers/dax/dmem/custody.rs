@@ -7,8 +7,6 @@
 //!
 //! Locks: all of it is part of the registry's [`Book`](crate::registry::Book), under its mutex.
 
-use core::ops::Deref;
-
 use kernel::prelude::*;
 use kernel::str::CString;
 use kernel::sync::Arc;
@@ -17,8 +15,9 @@ use crate::device::{Cleanness, Device};
 use crate::error::Error;
 use crate::ffi::reservation::Reservation;
 use crate::ffi::workqueue::WorkQueue;
-use crate::plan::{Extent, ExtentSet, RangeMap, Store};
+use crate::plan::{Extent, ExtentSet, RangeMap};
 use crate::scrub::{Policy, Prepared, Scrub};
+use crate::store::Extents;
 
 /// A scrub of memory whose device is gone or unbound. Keeps others off the memory until it ends.
 pub(crate) struct Release {
@@ -59,7 +58,7 @@ pub(crate) struct Custody {
 impl Custody {
     pub(crate) const fn new() -> Self {
         Self {
-            clean: ExtentSet::new(Extents(KVec::new())),
+            clean: ExtentSet::new(Extents::new()),
             releases: KVec::new(),
         }
     }
@@ -92,7 +91,7 @@ impl Custody {
 
     /// Forgets everything.
     pub(crate) fn forget_all(&mut self) {
-        self.clean = ExtentSet::new(Extents(KVec::new()));
+        self.clean = ExtentSet::new(Extents::new());
     }
 
     /// Takes over the memory of a device that nobody can reach any more: keeps what is clean in
@@ -180,7 +179,7 @@ impl Custody {
         queue: Option<&WorkQueue>,
     ) -> Result<(), Error> {
         self.learn(&release);
-        let mut rest = ExtentSet::new(Extents(KVec::new()));
+        let mut rest = ExtentSet::new(Extents::new());
         for undone in release.scrub.undone() {
             if !rest.add(undone) {
                 return Err(Error::Kernel(ENOMEM));
@@ -210,33 +209,4 @@ impl Custody {
 /// A device's ranges as pieces of physical memory.
 pub(crate) fn extents_of<'a>(ranges: &RangeMap<'a>) -> impl Iterator<Item = Extent> + 'a {
     ranges.ranges().iter().map(|range| range.extent())
-}
-
-/// Kernel memory for a set of extents.
-struct Extents(KVec<Extent>);
-
-impl Deref for Extents {
-    type Target = [Extent];
-
-    fn deref(&self) -> &[Extent] {
-        &self.0
-    }
-}
-
-impl Store for Extents {
-    fn insert(&mut self, index: usize, extent: Extent) -> bool {
-        let room = self.0.reserve(1, GFP_KERNEL);
-        room.is_ok() && self.0.insert_within_capacity(index, extent).is_ok()
-    }
-
-    fn replace(&mut self, index: usize, extent: Extent) {
-        if let Some(slot) = self.0.get_mut(index) {
-            *slot = extent;
-        }
-    }
-
-    fn remove(&mut self, index: usize) {
-        // The trait promises that there is one.
-        let _ = self.0.remove(index);
-    }
 }

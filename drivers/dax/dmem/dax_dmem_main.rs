@@ -4,7 +4,8 @@
 //!
 //! Wiring only. The way of a page fault: `ffi/vma.rs`, `fault.rs`, `mm/dmem/leaf.rs`,
 //! `mm/dmem/insert.rs`. The life of a device: `ffi/bus.rs`, `device.rs`, `registry.rs`. Between two
-//! tenants: `custody.rs`, `scrub.rs`. The way of an mmap: `ffi/char_device.rs`, `mmap.rs`,
+//! tenants: `custody.rs`, `scrub.rs`. A memory error: `ffi/machine_check.rs`,
+//! `ffi/memory_failure.rs`, `poison.rs`. The way of an mmap: `ffi/char_device.rs`, `mmap.rs`,
 //! `mm/dmem/congruence.rs`. Of ptrace: `ffi/vma.rs`, `access.rs`.
 
 use kernel::prelude::*;
@@ -18,8 +19,10 @@ mod ffi;
 #[cfg(CONFIG_DEV_DAX_DMEM_KUNIT_TEST)]
 mod kunit;
 mod mmap;
+mod poison;
 mod registry;
 mod scrub;
+mod store;
 
 #[path = "../../../mm/dmem/insert.rs"]
 mod insert;
@@ -42,6 +45,9 @@ struct DaxDmem {
     /// Dropped at unload, when no file is open: unbinds what is still bound.
     #[pin]
     driver: ffi::bus::Registration,
+    #[pin]
+    decoder: ffi::machine_check::Decoder,
+    _listener: ffi::memory_failure::Listener,
     /// Dropped after the driver, which uses it to the last.
     _globals: ffi::globals::Globals,
 }
@@ -59,6 +65,8 @@ impl kernel::InPlaceModule for DaxDmem {
         try_pin_init!(Self {
             _: { layouts? },
             _globals: ffi::globals::Globals::new()?,
+            decoder <- ffi::machine_check::Decoder::new(),
+            _listener: ffi::memory_failure::Listener::new(),
             driver <- ffi::bus::Registration::new(),
         })
     }

@@ -9,7 +9,7 @@
 //!   them perhaps DMA that nobody can see. Nothing maps it any more, and its ranges stay claimed.
 //!
 //! Before its first file is opened, what is not known to be clean of its memory is scrubbed; after
-//! its end the memory goes into custody (`custody.rs`). Poison belongs beside `ranges`.
+//! its end the memory goes into custody (`custody.rs`).
 //!
 //! Locks: the device lock (driver core) is held by [`bind`] and [`Binding::unbind`]; inside it the
 //! registry's (`registry.rs`) are taken.
@@ -25,8 +25,10 @@ use crate::error::Error;
 use crate::ffi::char_device::CharDevice;
 use crate::ffi::dev_dax::DevDax;
 use crate::ffi::inode::DaxInode;
+use crate::ffi::memory_failure::Registered;
 use crate::ffi::reservation::{first_page_struct, Reservation};
-use crate::plan::{Checked, DevRange, RangeMap};
+use crate::plan::{Checked, DevRange, PageOff, RangeMap};
+use crate::poison::Health;
 use crate::registry;
 use crate::scrub::{Policy, Prepared, Scrub};
 
@@ -51,6 +53,8 @@ pub(crate) struct Device {
     opened: Atomic<bool>,
     /// Cleared once, by unbind, before it waits for faults under way (`ffi::liveness`).
     live: Atomic<bool>,
+    /// What it knows of poison in its ranges.
+    health: Health,
     /// Open files; changed under the registry's mutex only.
     openers: Atomic<u32>,
     /// Held while a 1 GiB leaf is installed, and while leaves are removed from mappings in which
@@ -130,6 +134,18 @@ impl Device {
         &self.giants
     }
 
+    /// Removes every leaf, in any process, that maps these pages of the device. Faults bring them
+    /// back.
+    pub(crate) fn drop_leaves(&self, pgoff: PageOff, pages: u64) {
+        let _giants = self.giants.lock();
+        self.inode.unmap(pgoff, pages);
+    }
+
+    /// What it knows of poison in its ranges.
+    pub(crate) fn health(&self) -> &Health {
+        &self.health
+    }
+
     /// Number of open files.
     pub(crate) fn openers(&self) -> u32 {
         self.openers.load(Relaxed)
@@ -186,6 +202,8 @@ impl Cleanness {
 pub(crate) struct Binding {
     device: Arc<Device>,
     node: CharDevice,
+    /// Has users signalled when their memory fails.
+    failures: Registered,
 }
 
 impl Binding {
@@ -199,7 +217,12 @@ impl Binding {
     /// When this returns, no page table leads to the memory, and none will. Users that are left
     /// find SIGBUS; the range is quarantined until the last of them is gone.
     pub(crate) fn unbind(self, dev_dax: &DevDax<'_>) {
-        let Self { device, node } = self;
+        let Self {
+            device,
+            node,
+            failures,
+        } = self;
+        drop(failures);
         withdraw(device, Some(node), dev_dax);
     }
 }
@@ -231,8 +254,13 @@ pub(crate) fn bind(dev_dax: &DevDax<'_>) -> Result<Binding, Error> {
     }
     let ranges = Checked::new(dev_dax.ranges()?).map_err(|(error, _)| Error::BadRanges(error))?;
     let device = registry::in_turn(|| claim(dev_dax, inode, ranges, policy))?;
-    match CharDevice::publish(dev_dax) {
-        Ok(node) => Ok(Binding { device, node }),
+    let failures = Registered::new(&device.map(), device.inode());
+    match failures.and_then(|failures| Ok((failures, CharDevice::publish(dev_dax)?))) {
+        Ok((failures, node)) => Ok(Binding {
+            device,
+            node,
+            failures,
+        }),
         Err(error) => {
             withdraw(device, None, dev_dax);
             Err(error.into())
@@ -275,6 +303,7 @@ fn claim(
             policy: Atomic::new(policy.code()),
             opened: Atomic::new(false),
             live: Atomic::new(true),
+            health: Health::unknown(),
             openers: Atomic::new(0),
             giants <- new_mutex!((), "Device::giants"),
         }),

@@ -10,7 +10,8 @@ use crate::device::Device;
 use crate::ffi::liveness::Section;
 use crate::ffi::vma::{Copied, Splitting};
 use crate::insert::{FaultSite, Installed};
-use crate::plan::{fill, fits, Leaf, VirtAddr};
+use crate::plan::{fill, fits, Leaf, Placement, VirtAddr};
+use crate::poison::{is_sound, screen, Look, Screened};
 
 /// What becomes of a fault.
 pub(crate) enum Answer {
@@ -20,13 +21,14 @@ pub(crate) enum Answer {
     TrySmaller,
     /// There is no memory behind the address.
     Sigbus,
+    /// The memory behind the address has failed.
+    Poisoned,
 }
 
 /// Maps the faulting address with a leaf of the size the kernel asks for, if that fits.
 ///
 /// The kernel begins with 1 GiB, so that the largest leaf the addresses allow is what remains. A
-/// fault for 4 KiB fills the 2 MiB around it. Poisoned memory is to be refused here, before a leaf
-/// is chosen.
+/// fault for 4 KiB fills the 2 MiB around it. No leaf leads to poison.
 pub(crate) fn fault(device: &Device, site: &FaultSite<'_>, leaf: Leaf) -> Answer {
     let _section = Section::enter();
     if !device.is_live() {
@@ -40,14 +42,41 @@ pub(crate) fn fault(device: &Device, site: &FaultSite<'_>, leaf: Leaf) -> Answer
         Leaf::Pte => fill(&map, &window, site.addr()),
         Leaf::Pmd | Leaf::Pud => fits(&map, &window, site.addr(), leaf),
     };
-    let _giants = (leaf == Leaf::Pud).then(|| device.giants().lock());
-    match (placement, leaf) {
-        (Some(placement), leaf) => match site.install(leaf, placement) {
-            Installed::Mapped => Answer::Done,
-            Installed::Conflict => Answer::Sigbus,
-        },
-        (None, Leaf::Pte) => Answer::Sigbus,
-        (None, Leaf::Pmd | Leaf::Pud) => Answer::TrySmaller,
+    let Some(placement) = placement else {
+        return match leaf {
+            Leaf::Pte => Answer::Sigbus,
+            Leaf::Pmd | Leaf::Pud => Answer::TrySmaller,
+        };
+    };
+    let look = Look::now();
+    let placement = match screen(device, look, placement, site.addr(), leaf) {
+        Screened::Sound(placement) => placement,
+        Screened::Smaller => return Answer::TrySmaller,
+        Screened::Poisoned => return Answer::Poisoned,
+    };
+    let giants = (leaf == Leaf::Pud).then(|| device.giants().lock());
+    let installed = site.install(leaf, placement);
+    drop(giants);
+    match installed {
+        Installed::Mapped => {
+            if !look.still_holds() {
+                take_back(device, &placement);
+            }
+            Answer::Done
+        }
+        Installed::Conflict => Answer::Sigbus,
+    }
+}
+
+/// Removes what was mapped while an error was being reported, if it is that memory: whoever removed
+/// the page from all mappings may have come too early for this one.
+#[cold]
+fn take_back(device: &Device, placement: &Placement) {
+    if is_sound(&placement.extent()) {
+        return;
+    }
+    if let Some(pgoff) = device.map().pgoff_of(placement.phys) {
+        device.drop_leaves(pgoff, placement.pages);
     }
 }
 
@@ -71,7 +100,8 @@ pub(crate) fn before_split(vma: &Splitting<'_>, addr: VirtAddr) {
 /// mappings of the same memory, whose leaves go as well.
 pub(crate) fn before_move(device: &Device, vma: &Copied<'_>) {
     if vma.is_moving() {
-        let _giants = device.giants().lock();
-        vma.drop_leaves(device.inode());
+        if let Some(window) = vma.window() {
+            device.drop_leaves(window.pgoff(), window.pages());
+        }
     }
 }

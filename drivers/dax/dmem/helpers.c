@@ -13,11 +13,16 @@
 #include <linux/range.h>
 #include <linux/sched.h>
 #include <linux/sizes.h>
+#include <linux/string.h>
+#include <linux/tracepoint.h>
+#include <linux/uaccess.h>
 #include <linux/workqueue.h>
 
 #include <asm/cpufeature.h>
 #include <asm/fpu/api.h>
 #include <asm/fpu/xcr.h>
+#include <asm/cacheflush.h>
+#include <asm/mce.h>
 
 #include "dax-private.h"
 #include "bus.h"
@@ -288,6 +293,82 @@ void dmem_clear(void *to, unsigned long len)
 	}
 	/* Such stores are weakly ordered: let them be seen before what follows. */
 	wmb();
+}
+
+/* Copies as far as no memory error comes to light; how many bytes are left. */
+unsigned long dmem_copy_mc(void *to, const void *from, unsigned long len)
+{
+	return copy_mc_to_kernel(to, from, len);
+}
+
+static bool reads_as(const void *at, unsigned long len, u8 byte)
+{
+	u8 piece[128];
+
+	for (; len; at += sizeof(piece), len -= sizeof(piece)) {
+		if (copy_mc_to_kernel(piece, at, sizeof(piece)) ||
+		    memchr_inv(piece, byte, sizeof(piece)))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Whether whole pages keep what is written to them. The cache is flushed after
+ * each pattern, so that it is the memory that is read.
+ */
+bool dmem_stands_test(void *at, unsigned long len)
+{
+	static const u8 patterns[] = { 0x55, 0xaa, 0xff };
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(patterns); i++) {
+		memset(at, patterns[i], len);
+		clflush_cache_range(at, len);
+		if (!reads_as(at, len, patterns[i]))
+			return false;
+	}
+	dmem_clear(at, len);
+	return reads_as(at, len, 0);
+}
+
+static void match_failure_event(struct tracepoint *tp, void *found)
+{
+	if (!strcmp(tp->name, "memory_failure_event"))
+		*(struct tracepoint **)found = tp;
+}
+
+/*
+ * Has @heard called for each memory failure that the kernel has dealt with: of
+ * memory that no process has mapped it tells nobody else. NULL where it has no
+ * such tracepoint; drivers cannot name it, as it is not exported.
+ */
+void *dmem_watch_failures(dmem_heard_fn heard)
+{
+	struct tracepoint *tp = NULL;
+
+	for_each_kernel_tracepoint(match_failure_event, &tp);
+	if (!tp || tracepoint_probe_register(tp, heard, NULL))
+		return NULL;
+	return tp;
+}
+
+/* Nobody is in @heard any more when this returns. */
+void dmem_unwatch_failures(void *watched, dmem_heard_fn heard)
+{
+	tracepoint_probe_unregister(watched, heard, NULL);
+	tracepoint_synchronize_unregister();
+}
+
+void dmem_notice_poison(u64 page)
+{
+	pr_err_ratelimited("dax_dmem: %#llx: uncorrectable memory error, 4 KiB taken out of use\n",
+			   page);
+}
+
+unsigned long dmem_mce_address(const struct mce *mce)
+{
+	return mce->addr & MCI_ADDR_PHYSADDR;
 }
 
 /* WQ_SYSFS: the operator can keep scrubs off the CPUs of guests. */

@@ -8,9 +8,12 @@
 #define __DAX_DMEM_HELPERS_H__
 
 #include <linux/fs.h>
+#include <linux/memory-failure.h>
 #include <linux/mm.h>
 #include <linux/mm_types.h>
 #include <linux/types.h>
+
+#include <asm/mce.h>
 
 /* Page tables; callers hold the lock the name implies. */
 spinlock_t *dmem_pud_lock(struct mm_struct *mm, pud_t *pud);
@@ -57,6 +60,16 @@ bool dmem_first_valid_pfn(unsigned long start, unsigned long nr,
 			  unsigned long *pfn);
 
 void dmem_clear(void *to, unsigned long len);
+bool dmem_stands_test(void *at, unsigned long len);
+unsigned long dmem_copy_mc(void *to, const void *from, unsigned long len);
+
+/* Memory errors. */
+typedef void (*dmem_heard_fn)(void *data, unsigned long pfn, int type,
+			      int result);
+void *dmem_watch_failures(dmem_heard_fn heard);
+void dmem_unwatch_failures(void *watched, dmem_heard_fn heard);
+void dmem_notice_poison(u64 page);
+unsigned long dmem_mce_address(const struct mce *mce);
 
 /* Work. */
 struct workqueue_struct *dmem_alloc_workqueue(const char *name);

@@ -20,7 +20,7 @@ use crate::device::{Cleanness, Device};
 use crate::error::Error;
 use crate::ffi::globals::{BOOK, TURN};
 use crate::ffi::workqueue::WorkQueue;
-use crate::plan::{Extent, RangeMap};
+use crate::plan::{Extent, PhysAddr, RangeMap};
 use crate::scrub::{Policy, Prepared, Scrub};
 
 /// What the module knows, under one mutex.
@@ -202,6 +202,14 @@ pub(crate) fn take_over(ranges: &RangeMap<'_>) {
     }
 }
 
+/// The `nth` device, bound or quarantined, that has the memory at this address: a former binding
+/// may still be open beside the present one.
+pub(crate) fn device_at(at: PhysAddr, nth: usize) -> Option<Arc<Device>> {
+    let book = BOOK.lock();
+    let has = |device: &&Arc<Device>| device.map().pgoff_of(at).is_some();
+    book.devices.iter().filter(has).nth(nth).cloned()
+}
+
 /// The parts of these ranges that are not known to be clean. May be called in turn only.
 pub(crate) fn dirty_parts(ranges: &RangeMap<'_>) -> Result<KVec<Extent>> {
     BOOK.lock().custody.dirty_parts(ranges)
@@ -263,7 +271,7 @@ pub(crate) fn take_policy(name: &CStr) -> Option<Policy> {
 }
 
 /// A physical extent the way sysfs shows it: `0xSTART-0xEND`, the end inclusive.
-struct Shown(Extent);
+pub(crate) struct Shown(pub(crate) Extent);
 
 impl fmt::Display for Shown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -20,6 +20,7 @@ use crate::ffi::kernel_map::KernelMap;
 use crate::ffi::task;
 use crate::ffi::workqueue::WorkQueue;
 use crate::plan::Extent;
+use crate::poison;
 use crate::registry;
 
 /// When a device's memory is scrubbed.
@@ -176,12 +177,9 @@ impl Scrub {
             let Some(step) = part.extent.step(done) else {
                 break;
             };
-            match KernelMap::new(&step) {
-                Ok(map) => map.clear(),
-                Err(_) => {
-                    self.failed.store(true, Relaxed);
-                    break;
-                }
+            if clear(step).is_err() {
+                self.failed.store(true, Relaxed);
+                break;
             }
             part.done.store(done.saturating_add(step.len), Relaxed);
             task::yield_if_due();
@@ -195,6 +193,20 @@ impl Scrub {
             self.ended.notify_all();
         }
     }
+}
+
+/// Overwrites memory with zeros, but for what is poisoned.
+fn clear(step: Extent) -> Result {
+    let mut left = Some(step);
+    while let Some(sound) = left.as_ref().and_then(poison::first_sound) {
+        KernelMap::new(&sound)?.clear();
+        left = sound
+            .end()
+            .zip(step.end())
+            .and_then(|(from, to)| Extent::between(from, to))
+            .filter(|left| left.len > 0);
+    }
+    Ok(())
 }
 
 /// A job that has everything it needs to run, but does not yet.

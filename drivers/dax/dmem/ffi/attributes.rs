@@ -7,6 +7,7 @@
 //! - `quarantine`: see [`Quarantine`];
 //! - `scrubbing`: see [`Scrubbing`];
 //! - `clean`: see [`Clean`];
+//! - `poison`: see `poison_file.rs`;
 //! - `scrub_policy`: see [`Policies`]; `daxX.Y POLICY` sets the one for that device's next bind.
 //!
 //! Of each bound device, in `/sys/bus/dax/devices/daxX.Y/dax_dmem/`:
@@ -29,7 +30,7 @@ use crate::registry::{self, Clean, Policies, Quarantine, Scrubbing};
 use crate::scrub::{Policy, Progress, Scrub};
 
 use super::bus::binding_of;
-use super::{raw, Table};
+use super::{poison_file, raw, Table};
 
 /// Attributes of the driver.
 pub(super) fn driver_groups() -> *const *const raw::attribute_group {
@@ -43,8 +44,11 @@ pub(super) fn device_groups() -> *const *const raw::attribute_group {
 
 static DRIVER_GROUPS: Table<[*const raw::attribute_group; 2]> =
     Table([addr_of!(DRIVER_GROUP.0), null()]);
-static DRIVER_GROUP: Table<raw::attribute_group> =
-    group(null(), addr_of!(DRIVER_ATTRIBUTES.0).cast());
+static DRIVER_GROUP: Table<raw::attribute_group> = group(
+    null(),
+    addr_of!(DRIVER_ATTRIBUTES.0).cast(),
+    poison_file::files(),
+);
 static DRIVER_ATTRIBUTES: Table<[*const raw::attribute; 5]> = Table([
     addr_of!(QUARANTINE.0.attr),
     addr_of!(SCRUBBING.0.attr),
@@ -55,8 +59,11 @@ static DRIVER_ATTRIBUTES: Table<[*const raw::attribute; 5]> = Table([
 
 static DEVICE_GROUPS: Table<[*const raw::attribute_group; 2]> =
     Table([addr_of!(DEVICE_GROUP.0), null()]);
-static DEVICE_GROUP: Table<raw::attribute_group> =
-    group(name_of(c"dax_dmem"), addr_of!(DEVICE_ATTRIBUTES.0).cast());
+static DEVICE_GROUP: Table<raw::attribute_group> = group(
+    name_of(c"dax_dmem"),
+    addr_of!(DEVICE_ATTRIBUTES.0).cast(),
+    null(),
+);
 static DEVICE_ATTRIBUTES: Table<[*const raw::attribute; 5]> = Table([
     addr_of!(OPENERS.0.attr),
     addr_of!(POLICY.0.attr),
@@ -124,13 +131,15 @@ const fn of_device(
     })
 }
 
-/// A group of attributes, in a directory of that name unless it is null.
+/// A group of attributes and files, in a directory of that name unless it is null.
 const fn group(
     name: *const c_char,
     attrs: *const *const raw::attribute,
+    bin_attrs: *const *const raw::bin_attribute,
 ) -> Table<raw::attribute_group> {
     Table(raw::attribute_group {
         name,
+        bin_attrs,
         __bindgen_anon_2: raw::attribute_group__bindgen_ty_2 { attrs_const: attrs },
         ..pin_init::zeroed()
     })
@@ -142,7 +151,7 @@ const fn name_of(name: &'static CStr) -> *const c_char {
 }
 
 /// The name of an attribute, and who may do what with it.
-const fn attribute(name: &'static CStr, mode: raw::umode_t) -> raw::attribute {
+pub(super) const fn attribute(name: &'static CStr, mode: raw::umode_t) -> raw::attribute {
     // With lockdep there are more fields, one of them of a type that pin_init knows nothing of.
     // SAFETY: Null pointers, a number and bits, for all of which zero is a value.
     let mut attribute: raw::attribute = unsafe { core::mem::zeroed() };
@@ -258,14 +267,14 @@ fn is_device_name(name: &str) -> bool {
 /// # Safety
 ///
 /// `buf` must be valid for reads of `count` bytes for `'a`.
-unsafe fn written<'a>(buf: *const c_char, count: usize) -> Result<&'a str> {
+pub(super) unsafe fn written<'a>(buf: *const c_char, count: usize) -> Result<&'a str> {
     // SAFETY: By the safety requirement.
     let text = unsafe { slice::from_raw_parts(buf.cast::<u8>(), count) };
     Ok(core::str::from_utf8(text).map_err(|_| EINVAL)?.trim())
 }
 
 /// Takes what was written, all of it, or refuses it.
-fn answer(count: usize, take: impl FnOnce() -> Result) -> isize {
+pub(super) fn answer(count: usize, take: impl FnOnce() -> Result) -> isize {
     from_result(|| {
         take()?;
         Ok(count as isize)

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The module's globals: the book of devices, and the turn to bind one. `registry.rs` says what
-//! they mean.
+//! The module's globals: the book of devices, the turn to bind one, and what is known of memory
+//! errors. `registry.rs` and `poison.rs` say what they mean.
 
 use core::pin::Pin;
 use kernel::prelude::*;
 use kernel::sync::global_lock;
 
+use crate::poison::{self, Ledger, News};
 use crate::registry::{self, Book};
 
 global_lock! {
@@ -18,6 +19,21 @@ global_lock! {
 global_lock! {
     // SAFETY: As above.
     pub(crate) unsafe(uninit) static TURN: Mutex<()> = ();
+}
+
+global_lock! {
+    // SAFETY: As above.
+    pub(crate) unsafe(uninit) static SETTLING: Mutex<()> = ();
+}
+
+global_lock! {
+    // SAFETY: As above.
+    pub(crate) unsafe(uninit) static LEDGER: Mutex<Ledger> = Ledger::new();
+}
+
+global_lock! {
+    // SAFETY: As above.
+    pub(crate) unsafe(uninit) static NEWS: SpinLock<News> = News::new();
 }
 
 /// The globals while the module is loaded; statics are not dropped with their module.
@@ -34,8 +50,12 @@ impl Globals {
         unsafe {
             BOOK.init();
             TURN.init();
+            SETTLING.init();
+            LEDGER.init();
+            NEWS.init();
         }
         registry::begin()?;
+        poison::begin().inspect_err(|_| registry::finish())?;
         Ok(Self(()))
     }
 }
@@ -43,6 +63,7 @@ impl Globals {
 impl Drop for Globals {
     fn drop(&mut self) {
         // The driver is unregistered, and no file is open when the module goes.
+        poison::finish();
         registry::finish();
     }
 }

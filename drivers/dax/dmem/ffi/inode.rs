@@ -4,7 +4,9 @@
 
 use core::ptr::NonNull;
 
-use super::raw;
+use crate::plan::PageOff;
+
+use super::{raw, to_ulong};
 
 /// A counted reference to a device's dax inode.
 ///
@@ -51,6 +53,17 @@ impl DaxInode {
             *flags |= raw::S_DAX;
         } else {
             *flags &= !raw::S_DAX;
+        }
+    }
+
+    /// Removes every leaf, in any process, that maps these pages of the device.
+    ///
+    /// Takes `i_mmap_rwsem` and below it page-table locks: none of these may be held.
+    pub(crate) fn unmap(&self, pgoff: PageOff, pages: u64) {
+        // SAFETY: The inode is valid by the invariant, and with it its mapping.
+        unsafe {
+            let mapping = (*self.as_ptr()).i_mapping;
+            raw::unmap_mapping_pages(mapping, to_ulong(pgoff.raw()), to_ulong(pages), false);
         }
     }
 

@@ -46,15 +46,22 @@ impl KernelMap {
         unsafe { raw::dmem_clear(self.addr.as_ptr(), self.len) };
     }
 
-    /// Copies from the mapping to `to`.
+    /// Whether patterns that are written, past the cache, are what is read again. Leaves zeros.
+    pub(crate) fn stands_test(&self) -> bool {
+        // SAFETY: Mapped for `len` bytes, by the invariant; no Rust reference leads there.
+        unsafe { raw::dmem_stands_test(self.addr.as_ptr(), self.len) }
+    }
+
+    /// Copies from the mapping to `to`. Returns how many bytes come before a memory error.
     ///
     /// # Safety
     ///
     /// `to` must be valid for writes of `len` bytes; `at + len` must lie inside the mapping.
-    pub(super) unsafe fn copy_out(&self, at: usize, to: *mut c_void, len: usize) {
+    pub(super) unsafe fn copy_out(&self, at: usize, to: *mut c_void, len: usize) -> usize {
         // SAFETY: By the safety requirement. A user may change the memory at the same time, which
         // is why the copy is C's.
-        unsafe { raw::memcpy(to, self.addr.as_ptr().byte_add(at), len) };
+        let left = unsafe { raw::dmem_copy_mc(to, self.addr.as_ptr().byte_add(at), len) };
+        len - left.min(len)
     }
 
     /// Copies from `from` into the mapping.

@@ -83,6 +83,13 @@ impl Drop for Reservation {
     }
 }
 
+/// Whether the memory there has no struct page.
+pub(super) fn has_no_page(at: PhysAddr) -> bool {
+    let mut pfn = 0;
+    // SAFETY: As in `first_page_struct`.
+    unsafe { !raw::dmem_first_valid_pfn(to_ulong(at.pfn()), 1, &mut pfn) }
+}
+
 /// The first page of the range that has a struct page.
 ///
 /// Such a page may be on a free list, in use or belong to another driver's memory map: memory of

@@ -21,7 +21,6 @@ use crate::fault::{self, Answer};
 use crate::insert::FaultSite;
 use crate::plan::{Leaf, PageOff, VirtAddr, Window};
 
-use super::inode::DaxInode;
 use super::kernel_map::KernelMap;
 use super::{from_ulong, raw, to_ulong, Table};
 
@@ -38,6 +37,16 @@ pub(super) unsafe fn device_of<'a>(file: *const raw::file) -> &'a Device {
     });
     // SAFETY: The allocation lives as long as the file, which the caller guarantees for `'a`.
     unsafe { &*Arc::as_ptr(&device) }
+}
+
+/// Whether this driver has made the VMA, and so opened its file.
+///
+/// # Safety
+///
+/// `vma` must be valid.
+pub(super) unsafe fn is_ours(vma: NonNull<raw::vm_area_struct>) -> bool {
+    // SAFETY: By the safety requirement.
+    unsafe { vma.as_ref().vm_ops == addr_of!(OPERATIONS.0) }
 }
 
 /// What a VMA maps.
@@ -163,16 +172,10 @@ impl Copied<'_> {
         unsafe { raw::dmem_vma_is_moving(self.0.as_ptr()) }
     }
 
-    /// Removes every leaf, in any process, that maps what this VMA is to map.
-    pub(crate) fn drop_leaves(&self, inode: &DaxInode) {
-        // SAFETY: The VMA is valid by the invariant, the inode's mapping lives as long as the
-        // inode; no lock below the mmap lock is held.
-        unsafe {
-            let vma = self.0.as_ref();
-            let bounds = vma.__bindgen_anon_1.__bindgen_anon_1;
-            let pages = (bounds.vm_end - bounds.vm_start) / raw::PAGE_SIZE;
-            raw::unmap_mapping_pages((*inode.as_ptr()).i_mapping, vma.vm_pgoff, pages, false);
-        }
+    /// The VMA's bounds and device offset.
+    pub(crate) fn window(&self) -> Option<Window> {
+        // SAFETY: Valid and locked by the invariant.
+        unsafe { window_of(self.0.as_ptr()) }
     }
 }
 
@@ -222,17 +225,19 @@ impl Access<'_> {
     }
 
     /// Copies `len` bytes, in the direction that is wanted, between the memory `at` bytes into
-    /// `map` and the buffer `done` bytes into it. Both must have them.
-    pub(crate) fn copy(&self, map: &KernelMap, at: u64, done: u64, len: u64) {
+    /// `map` and the buffer `done` bytes into it. Both must have them. Returns how many were copied:
+    /// fewer where a memory error comes to light.
+    pub(crate) fn copy(&self, map: &KernelMap, at: u64, done: u64, len: u64) -> u64 {
         debug_assert!(done + len <= self.len);
-        let len = to_ulong(len);
+        let (at, size) = (to_ulong(at), to_ulong(len));
         // SAFETY: The buffer is valid by the invariant, and has `len` bytes there by the caller.
         unsafe {
             let buf = self.buf.byte_add(to_ulong(done));
             if self.write {
-                map.copy_in(to_ulong(at), buf, len);
+                map.copy_in(at, buf, size);
+                len
             } else {
-                map.copy_out(to_ulong(at), buf, len);
+                from_ulong(map.copy_out(at, buf, size))
             }
         }
     }
@@ -292,6 +297,7 @@ unsafe fn answer(vmf: *mut raw::vm_fault, leaf: Option<Leaf>) -> raw::vm_fault_t
         Answer::Done => raw::vm_fault_reason_VM_FAULT_NOPAGE,
         Answer::TrySmaller => raw::vm_fault_reason_VM_FAULT_FALLBACK,
         Answer::Sigbus => raw::vm_fault_reason_VM_FAULT_SIGBUS,
+        Answer::Poisoned => raw::vm_fault_reason_VM_FAULT_HWPOISON,
     }
 }
 
