@@ -25,6 +25,7 @@ mod page_struct;
 mod pages;
 mod pattern;
 mod payload;
+mod poison;
 mod probe;
 mod region;
 mod reset;

@@ -191,8 +191,8 @@ pub fn clean_in(region: &Region, offset: u64, length: u64) -> Outcome<u64> {
     Ok(clean()?.iter().map(inside).sum())
 }
 
-/// `0xSTART-0xEND`, END inclusive.
-fn extent(text: &str) -> Option<Range<u64>> {
+/// `0xSTART-0xEND`, END inclusive, as the driver writes it.
+pub fn extent(text: &str) -> Option<Range<u64>> {
     let (start, last) = text.split_once('-')?;
     let (start, last) = (sysfs::number(start)?, sysfs::number(last)?);
     (start <= last).then_some(start..last + 1)

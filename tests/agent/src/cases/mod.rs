@@ -20,6 +20,7 @@ mod lifecycle;
 mod nested;
 mod peer;
 mod pmem;
+mod poison;
 mod scrub;
 mod scrub_course;
 mod tool_check;
@@ -54,6 +55,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         scrub::CASES,
         scrub_course::CASES,
         isolation::CASES,
+        poison::CASES,
         access::CASES,
         daxctl::CASES,
         cost::CASES,
