@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use crate::case::{Failure, Outcome};
+use crate::check_eq;
 use crate::device::Device;
 use crate::sysfs;
 
@@ -64,6 +65,19 @@ impl Region {
         Err(Failure::Fail(
             "no dax region: was memory reserved on the kernel command line?".into(),
         ))
+    }
+
+    /// Fails unless no device has memory of any region.
+    pub fn check_all_free() -> Outcome {
+        Region::all()?.iter().try_for_each(|region| {
+            check_eq!(
+                region.available()?,
+                region.size,
+                "free bytes of region {}",
+                region.id
+            );
+            Ok(())
+        })
     }
 
     /// Bytes no device has.

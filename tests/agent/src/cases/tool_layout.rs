@@ -80,15 +80,7 @@ fn clean() -> Outcome {
     for path in [LAYOUT, PLACEMENT, "/etc/daxdmem/layout.toml.old"] {
         let _ = fs::remove_file(path);
     }
-    Region::all()?.iter().try_for_each(|region| {
-        check_eq!(
-            region.available()?,
-            region.size,
-            "free bytes of region {}",
-            region.id
-        );
-        Ok(())
-    })
+    Region::check_all_free()
 }
 
 /// The host with what was kept of places.

@@ -285,13 +285,5 @@ fn killed() -> Outcome {
         ))),
     })?;
     done("destroy db1")?;
-    Region::all()?.iter().try_for_each(|region| {
-        check_eq!(
-            region.available()?,
-            region.size,
-            "free bytes of region {}",
-            region.id
-        );
-        Ok(())
-    })
+    Region::check_all_free()
 }
