@@ -113,7 +113,7 @@ impl Lab {
         // Optional: cases that need them say so.
         let payload = [
             driver.with_file_name("dax_dmem_guard.ko"),
-            driver.with_file_name("dmem_pat_probe.ko"),
+            driver.with_file_name("dmem_leaf_probe.ko"),
             driver,
             target.join("release/daxdmem"),
         ];

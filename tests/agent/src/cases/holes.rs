@@ -256,7 +256,7 @@ fn with_huge_leaves(device: &Device, length: u64) -> Outcome<Mapping> {
 }
 
 /// Reserves address space for ever, and gives its first 1 GiB boundary.
-fn space(length: u64) -> Outcome<u64> {
+pub(super) fn space(length: u64) -> Outcome<u64> {
     let space = Map::new(length + GIB)
         .protection(libc::PROT_NONE)
         .anonymous()?;

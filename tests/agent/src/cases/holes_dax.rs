@@ -1,24 +1,40 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Holes of the stock kernel outside of its page-table walkers: PAT, device_dax and the dax bus. See [`super::holes`].
+//! Holes of the stock kernel that take a driver to show: PAT, zapping beside faults, device_dax and the dax bus.
+//! See [`super::holes`].
 
+use std::fs::File;
+use std::io::Write;
 use std::os::fd::AsRawFd;
 
 use crate::case::{errno, Case, Outcome};
+use crate::child::{Child, End};
 use crate::device::{driver_attribute, DAX_DMEM, DEVICE_DAX};
+use crate::kernel_log::KernelLog;
 use crate::mapping::Map;
 use crate::pages::Census;
 use crate::region::{Region, GIB};
 use crate::spinner::Spinner;
-use crate::{check_eq, module, payload, sysfs};
+use crate::{check_eq, module, payload, say, sysfs};
 
-use super::holes::{patched, Attempt, CRASH, HUGE, PAGE};
+use super::holes::{patched, space, Attempt, CRASH, HUGE, PAGE};
 use super::page_less;
+
+/// Maps memory as the kernel offers it to drivers.
+const PROBE: &str = "dmem_leaf_probe";
 
 pub const CASES: &[Case] = &[
     Case {
         name: "hole-pat-untracked",
         shows: "vmf_insert_pfn_pmd() maps reserved memory uncached; pfnmap_track(), which the patch exports, mends it",
         run: pat_untracked,
+        ..Case::DEFAULT
+    },
+    Case {
+        name: "hole-zap-leaf",
+        shows: "a 1 GiB leaf that comes in while a driver drops leaves: 'bad pud' on the stock kernel, dropped with the patch",
+        run: zap_leaf,
+        limit: 60,
+        expects_log: &["bad pud"],
         ..Case::DEFAULT
     },
     Case {
@@ -41,42 +57,95 @@ pub const CASES: &[Case] = &[
     },
 ];
 
+/// Loads tests/modules/dmem_leaf_probe.c.
+fn insert_probe(start: u64, size: u64, track: u32) -> std::io::Result<()> {
+    let parameters = format!("base={start} size={size} track={track}");
+    module::insert_with(&payload::path(&format!("{PROBE}.ko")), &parameters)
+}
+
+fn open_probe() -> std::io::Result<File> {
+    let path = format!("/dev/{PROBE}");
+    File::options().read(true).write(true).open(path)
+}
+
 fn pat_untracked() -> Outcome {
-    let region = Region::first()?;
-    let insert = |track: u32| {
-        let parameters = format!("base={} size={} track={track}", region.start, 8 * HUGE);
-        module::insert_with(&payload::path("dmem_pat_probe.ko"), &parameters)
-    };
+    let start = Region::first()?.start;
     // How many of the leaves are write-back.
     let write_back = || -> Outcome<usize> {
         let spinner = Spinner::start(|| {
-            let file = std::fs::File::options()
-                .read(true)
-                .write(true)
-                .open("/dev/dmem_pat_probe")?;
-            let mapping = Map::new(8 * HUGE).file(&file)?;
+            let mapping = Map::new(8 * HUGE).file(&open_probe()?)?;
             mapping.touch(HUGE);
             Ok(mapping)
         })?;
         let leaves = spinner.leaves()?;
         check_eq!(leaves.census(), Census::new(0, 8, 0), "leaves");
-        check_eq!(leaves.0[0].phys, region.start, "where the first one leads");
+        check_eq!(leaves.0[0].phys, start, "where the first one leads");
         Ok(leaves.0.iter().filter(|leaf| leaf.write_back).count())
     };
-    insert(0)?;
+    insert_probe(start, 8 * HUGE, 0)?;
     check_eq!(write_back()?, 0, "write-back leaves of untracked memory");
-    module::unload("dmem_pat_probe")?;
+    module::unload(PROBE)?;
     if !patched() {
         check_eq!(
-            errno(insert(1)),
+            errno(insert_probe(start, 8 * HUGE, 1)),
             Some(libc::ENOENT),
             "errno of asking for pfnmap_track"
         );
         return Ok(());
     }
-    insert(1)?;
+    insert_probe(start, 8 * HUGE, 1)?;
     check_eq!(write_back()?, 8, "write-back leaves of tracked memory");
-    Ok(module::unload("dmem_pat_probe")?)
+    Ok(module::unload(PROBE)?)
+}
+
+fn zap_leaf() -> Outcome {
+    /// How often leaves are dropped; the stock kernel has complained within the first hundred.
+    const ZAPS: u32 = 5_000;
+    /// How many leaves a mapping has room for: a fault hits the one that is being looked at the sooner.
+    const LEAVES: u64 = 512;
+    insert_probe(Region::first()?.start, GIB, 0)?;
+    let mut file = open_probe()?;
+    let mut readers = Vec::new();
+    for _ in 0..2 {
+        readers.push(Child::start(|_| {
+            let place = space(LEAVES * GIB)? as usize;
+            let mapping = Map::new(LEAVES * GIB).at(place).file(&file)?;
+            let mut random: u64 = 1;
+            loop {
+                random = random
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                mapping.read((random >> 33) % LEAVES * GIB);
+            }
+        })?);
+    }
+    let mut log = KernelLog::open()?;
+    log.read_new();
+    let bad = |line: &String| line.contains("bad pud");
+    let mut first = None;
+    for zap in 1..=ZAPS {
+        file.write_all(b"z")?;
+        if log.read_new().iter().any(bad) {
+            first = Some(zap);
+            break;
+        }
+    }
+    say!("leaves dropped beside faults: first 'bad pud' by number {first:?}");
+    for mut reader in readers {
+        check_eq!(
+            reader.kill()?,
+            End::Signal(libc::SIGKILL),
+            "how the reader ended"
+        );
+    }
+    drop(file);
+    module::unload(PROBE)?;
+    check_eq!(
+        first.is_none(),
+        patched(),
+        "whether no leaf was taken for a bad table"
+    );
+    Ok(())
 }
 
 fn device_dax_pgmap() -> Outcome {
@@ -105,7 +174,7 @@ fn device_dax_reopen() -> Outcome {
     let file = device.open()?;
     device.unbind()?;
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let reopened = std::fs::File::options().read(true).write(true).open(path);
+    let reopened = File::options().read(true).write(true).open(path);
     if patched() {
         check_eq!(
             errno(reopened),
