@@ -35,6 +35,19 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// What makes a device as it is, where it is, in that region.
+    pub fn again(part: Part, region: u32, place: Place, settings: Settings) -> Plan {
+        Plan {
+            part,
+            layout: Layout {
+                region,
+                ranges: place.ranges,
+            },
+            whole: Some(place.region),
+            settings,
+        }
+    }
+
     /// Its place, as it is kept over a reboot.
     pub fn place(&self) -> Option<Place> {
         Some(Place {

@@ -27,6 +27,7 @@ mod tool_check;
 mod tool_host;
 mod tool_kills;
 mod tool_layout;
+mod tool_layout_reset;
 mod tool_mode;
 mod tool_nodes;
 mod tool_refusals;
@@ -68,6 +69,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         tool_kills::CASES,
         tool_nodes::CASES,
         tool_layout::CASES,
+        tool_layout_reset::CASES,
         tool_scrub::CASES,
         tool_check::CASES,
         tool_reserve::CASES,

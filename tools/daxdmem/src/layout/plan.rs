@@ -57,6 +57,8 @@ pub struct Step {
     pub parts: Vec<(Part, Option<Place>)>,
     /// The devices to make.
     pub plans: Vec<Plan>,
+    /// What makes the devices of old again, if a guest is unmade that is there as it was recorded.
+    pub former: Vec<Plan>,
 }
 
 /// Compares what is declared with what there is. `users` tells who uses a device.
@@ -100,6 +102,10 @@ pub fn compare(
                     .collect(),
             },
             plans: Vec::new(),
+            former: match action {
+                Action::Recreate => present.plans(state, bus),
+                _ => Vec::new(),
+            },
         }
     });
     let others = others.into_iter().map(|name| {
@@ -119,6 +125,7 @@ pub fn compare(
             reason,
             parts: present.parts(state, bus),
             plans: Vec::new(),
+            former: Vec::new(),
         }
     });
     listed.chain(others).collect()
@@ -245,6 +252,19 @@ impl<'a> Present<'a> {
                 (Action::Recreate, shape)
             }
         }
+    }
+
+    /// What makes its devices as they are, if all of them are there.
+    fn plans(&self, state: &State, bus: &Bus) -> Vec<Plan> {
+        let parts = self.parts(state, bus).into_iter().zip(&self.devices);
+        let plan =
+            |((part, place), (_, record, device)): ((_, Option<Place>), &(_, &Record, _))| {
+                let device: &Device = (*device)?;
+                Some(Plan::again(part, device.region, place?, record.settings))
+            };
+        let plans: Option<Vec<Plan>> = parts.map(plan).collect();
+        let all = |plans: &Vec<Plan>| plans.len() == self.devices.len();
+        plans.filter(all).unwrap_or_default()
     }
 
     /// Its devices that are there.

@@ -20,7 +20,7 @@ use crate::layout::placement::Placement;
 use crate::layout::plan::{compare, place, placement, Action, Step};
 use crate::layout::{file, show, LayoutError, Wanted, FILE};
 use crate::link::Links;
-use crate::making::make_all;
+use crate::making::{make_all, Plan};
 use crate::name::{GuestName, PartName, Target};
 use crate::store::Store;
 use crate::terminal::{answer, error, note};
@@ -137,10 +137,11 @@ impl Run<'_> {
             }
             let guest = wanted.iter().find(|guest| guest.name == step.name);
             let unmade = step.is_unmade();
-            let name = step.name.clone();
+            let (name, former) = (step.name, step.former);
             let result = match (step.action, guest) {
                 (Action::Create | Action::Recreate, Some(guest)) => {
-                    self.make(store, links, guest, step.clone())
+                    let made = self.make(store, links, step.plans);
+                    made.map(|()| warn(&guest.name, &guest.settings))
                 }
                 (Action::Change, Some(guest)) => self.change(store, links, guest),
                 (Action::Leave, _) => {
@@ -152,10 +153,7 @@ impl Run<'_> {
             let gone = unmade && result.is_err();
             self.took(result, &name, wanted);
             if gone {
-                self.left = true;
-                note(&format!(
-                    "{name} has no device now: the one it had is unmade"
-                ));
+                self.restore(store, links, &name, former);
             }
         }
     }
@@ -178,12 +176,31 @@ impl Run<'_> {
         });
     }
 
-    fn make(&mut self, store: &mut Store, links: &Links, guest: &Wanted, step: Step) -> Result<()> {
-        for made in make_all(store, links, step.plans)? {
+    /// Makes what a guest had before it was unmade.
+    fn restore(&mut self, store: &mut Store, links: &Links, name: &GuestName, former: Vec<Plan>) {
+        let remade = match former.is_empty() {
+            true => Err(None),
+            false => self.make(store, links, former).map_err(Some),
+        };
+        match remade {
+            Ok(()) => note(&format!(
+                "{name} has again what it had, without its contents"
+            )),
+            Err(why) => {
+                self.left = true;
+                let why = why.map_or(String::new(), |why| format!(": {why}"));
+                note(&format!(
+                    "{name} has no device now: what it had is unmade and could not be made again{why}"
+                ));
+            }
+        }
+    }
+
+    fn make(&mut self, store: &mut Store, links: &Links, plans: Vec<Plan>) -> Result<()> {
+        for made in make_all(store, links, plans)? {
             report(&made, links);
             self.bound.push((made.plan.part.name, made.device));
         }
-        warn(&guest.name, &guest.settings);
         Ok(())
     }
 
