@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Programs run by cases: output captured, with a time limit.
 
+use std::fs::File;
 use std::io::Read;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,6 +14,7 @@ use crate::cmdline::patient;
 pub struct Command {
     words: Vec<String>,
     limit: Duration,
+    terminal: bool,
 }
 
 /// What a program did.
@@ -31,6 +34,7 @@ impl Command {
         Command {
             words: vec![program.to_owned()],
             limit: Duration::from_secs(10),
+            terminal: false,
         }
     }
 
@@ -40,6 +44,7 @@ impl Command {
         Command {
             words,
             limit: Duration::from_secs(10),
+            terminal: false,
         }
     }
 
@@ -55,6 +60,12 @@ impl Command {
         self
     }
 
+    /// Makes a terminal its standard error.
+    pub fn on_terminal(mut self) -> Self {
+        self.terminal = true;
+        self
+    }
+
     /// Runs it and hands back whatever it did; fails only when it cannot start or does not end.
     pub fn try_run(&self) -> Outcome<Ran> {
         let mut command = std::process::Command::new(&self.words[0]);
@@ -63,9 +74,20 @@ impl Command {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        let mut terminal = None;
+        if self.terminal {
+            let (ours, theirs) = pseudo_terminal()?;
+            command.stderr(theirs);
+            terminal = Some(ours);
+        }
         let mut child = command.spawn().named(&self.words[0])?;
+        // It holds the other end of the terminal, which ends with the last holder.
+        drop(command);
         let stdout = collect(child.stdout.take());
-        let stderr = collect(child.stderr.take());
+        let stderr = match terminal {
+            Some(terminal) => collect(Some(terminal)),
+            None => collect(child.stderr.take()),
+        };
         let code = self.wait(&mut child)?;
         let text = |thread: std::thread::JoinHandle<String>| thread.join().unwrap_or_default();
         Ok(Ran {
@@ -117,6 +139,32 @@ impl Command {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// A terminal of 80 columns: the end where its text comes out, and that of the program.
+fn pseudo_terminal() -> std::io::Result<(File, OwnedFd)> {
+    let (mut ours, mut theirs) = (-1, -1);
+    let size = libc::winsize {
+        ws_row: 24,
+        ws_col: 80,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: the descriptors and the size are valid places; no name and no other settings are asked for.
+    let opened = unsafe {
+        libc::openpty(
+            &mut ours,
+            &mut theirs,
+            std::ptr::null_mut(),
+            std::ptr::null(),
+            &size,
+        )
+    };
+    if opened != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: both are open, and nobody else's.
+    unsafe { Ok((File::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs))) }
 }
 
 fn collect(pipe: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<String> {

@@ -30,6 +30,7 @@ mod tool_layout;
 mod tool_layout_reset;
 mod tool_mode;
 mod tool_nodes;
+mod tool_owner;
 mod tool_refusals;
 mod tool_reserve;
 mod tool_resize;
@@ -71,6 +72,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         tool_layout::CASES,
         tool_layout_reset::CASES,
         tool_scrub::CASES,
+        tool_owner::CASES,
         tool_check::CASES,
         tool_reserve::CASES,
         tool_resize::CASES,
