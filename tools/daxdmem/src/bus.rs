@@ -2,8 +2,11 @@
 
 //! The dax bus at one moment: regions, devices and what is bound to them.
 //!
-//! A [`Bus`] is a copy and does not change: after a change read a new one. Nothing stops another program (daxctl) from
-//! changing the bus between two readings, which is why devices are recognised by their [`Identity`].
+//! A [`Bus`] is a copy and does not change: after a change read the device again. Nothing stops another program (daxctl)
+//! from changing the bus between two readings, which is why devices are recognised by their [`Identity`].
+//!
+//! Reading all of it takes as many steps as there are devices: a command that makes or changes one reads that one alone,
+//! see [`Device::again`] and [`crate::land`].
 
 use std::fmt;
 use std::fs;
@@ -15,7 +18,7 @@ use dmem_plan::{Extent, Leaf, PhysAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::access::{self, Access};
-use crate::daxctl::{self, Context};
+use crate::daxctl::Context;
 use crate::driver::Driver;
 use crate::name::DeviceName;
 use crate::scrub::Scrub;
@@ -143,22 +146,21 @@ impl Bus {
         for region in context.regions() {
             let Some(id) = region.id() else { continue };
             let path = region.path();
-            let before = bus.devices.len();
-            bus.devices.extend(
-                region
-                    .devices()
-                    .filter_map(|device| Device::read(device, id, &path)),
-            );
-            let devices = bus.devices.get(before..).unwrap_or_default();
-            bus.regions.push(Region {
+            let members = members(&path)?.into_iter();
+            let devices: Vec<Device> = members
+                .filter_map(|(name, _)| Device::read(name, &path))
+                .collect();
+            let vacant = devices.iter().find(|device| device.is_vacant());
+            let ranges = devices
+                .iter()
+                .flat_map(|device| device.ranges.iter().flatten());
+            bus.regions.push(Region::read(
                 id,
-                dynamic: path.join("dax_region/create").exists(),
-                node: devices.iter().find_map(|device| device.node),
-                size: region.size().unwrap_or(0),
-                available: region.available(),
-                start: start(region.size().unwrap_or(0), devices),
                 path,
-            });
+                vacant.map(|device| device.path.as_path()),
+                ranges,
+            ));
+            bus.devices.extend(devices);
         }
         bus.regions.sort_by_key(|region| region.id);
         bus.devices.sort_by_key(|device| device.name);
@@ -172,7 +174,10 @@ impl Bus {
 
     /// The device of this name.
     pub fn device(&self, name: DeviceName) -> Option<&Device> {
-        self.devices.iter().find(|device| device.name == name)
+        let found = self
+            .devices
+            .binary_search_by_key(&name, |device| device.name);
+        self.devices.get(found.ok()?)
     }
 
     /// The device, if it is still the same one.
@@ -189,47 +194,88 @@ impl Bus {
     }
 }
 
+impl Region {
+    /// Reads a region of which is known, where there is one, the directory of a device without memory, and what ranges
+    /// the others have.
+    pub fn read<'r>(
+        id: u32,
+        path: PathBuf,
+        vacant: Option<&Path>,
+        ranges: impl Iterator<Item = &'r Range>,
+    ) -> Region {
+        let size = sysfs::number(&path.join("dax_region/size")).unwrap_or(0);
+        // All devices of a region say the same.
+        let node = |name: DeviceName| node(&path.join(name.to_string()));
+        Region {
+            id,
+            dynamic: path.join("dax_region/create").exists(),
+            node: node(DeviceName::first(id)),
+            size,
+            available: sysfs::number(&path.join("dax_region/available_size")).unwrap_or(0),
+            start: start(size, vacant, ranges),
+            path,
+        }
+    }
+}
+
 /// First byte of a region: a device without ranges shows it as its `resource` (drivers/dax/bus.c, `resource_show`);
 /// and where the devices' ranges span as much as the region, the lowest one starts it.
-fn start(size: u64, devices: &[Device]) -> Option<u64> {
-    let empty = devices.iter().find(|device| device.size == 0);
-    if let Some(start) = empty.and_then(|device| sysfs::address(&device.path.join("resource"))) {
+fn start<'r>(
+    size: u64,
+    vacant: Option<&Path>,
+    ranges: impl Iterator<Item = &'r Range>,
+) -> Option<u64> {
+    if let Some(start) = vacant.and_then(|path| sysfs::address(&path.join("resource"))) {
         return Some(start);
     }
-    let ranges = || {
-        devices
-            .iter()
-            .flat_map(|device| device.ranges.as_deref().unwrap_or_default())
+    let span = |span: Option<(u64, u64)>, range: &Range| {
+        let (first, last) = span.unwrap_or((range.start, range.last()));
+        Some((first.min(range.start), last.max(range.last())))
     };
-    let first = ranges().map(|range| range.start).min()?;
-    let last = ranges().map(|range| range.last()).max()?;
+    let (first, last) = ranges.fold(None, span)?;
     (last - first == size.checked_sub(1)?).then_some(first)
 }
 
+/// The node that the memory of the device with that directory is, or would be, in.
+fn node(device: &Path) -> Option<u32> {
+    // -1 where the firmware does not say.
+    sysfs::number(&device.join("target_node")).or_else(|| sysfs::number(&device.join("numa_node")))
+}
+
+impl Identity {
+    /// Its directory in sysfs.
+    pub fn path(&self) -> PathBuf {
+        self.region.join(self.device.to_string())
+    }
+}
+
 impl Device {
-    /// `None` when it is gone before all is read.
-    fn read(raw: daxctl::Device<'_>, region: u32, region_path: &Path) -> Option<Device> {
-        let name: DeviceName = raw.name().parse().ok()?;
-        let path = region_path.join(name.to_string());
+    /// The device of that name in the region with that directory. `None` when it is gone before all is read.
+    pub fn read(name: DeviceName, region: &Path) -> Option<Device> {
+        let path = region.join(name.to_string());
         let inode = fs::metadata(&path).ok()?.ino();
-        let driver = sysfs::link_name(&path.join("driver"));
+        let size = sysfs::number(&path.join("size"))?;
         Some(Device {
             name,
-            region,
+            region: name.region(),
             inode,
-            node: raw
-                .target_node()
-                .or_else(|| sysfs::number(&path.join("numa_node"))),
-            size: raw.size(),
-            align: raw.align(),
+            node: node(&path),
+            size,
+            align: sysfs::number(&path.join("align"))?,
+            driver: sysfs::link_name(&path.join("driver")),
             openers: Driver::openers(&path),
-            ranges: ranges(raw),
-            driver,
+            ranges: ranges(&path, size),
             scrub: Scrub::of(&path),
             access: access::number(&path)
                 .and_then(|number| Access::of(&node_path(name), &number).ok()),
             path,
         })
+    }
+
+    /// The device as it is now; `None` when it is gone.
+    pub fn again(identity: &Identity) -> Option<Device> {
+        Device::read(identity.device, &identity.region)
+            .filter(|device| device.inode == identity.inode)
     }
 
     /// What to recognise it by.
@@ -267,21 +313,39 @@ fn node_path(device: DeviceName) -> PathBuf {
     Path::new("/dev").join(device.to_string())
 }
 
-/// The ranges in order of offset; `None` when the size says that there are some and none can be read.
-fn ranges(device: daxctl::Device<'_>) -> Option<Vec<Range>> {
-    let mut mappings: Vec<_> = device.mappings().collect();
-    mappings.sort_by_key(|mapping| mapping.page_offset);
-    let range = |mapping: daxctl::Mapping| {
-        Some(Range {
-            start: mapping.start,
-            len: mapping.last.checked_sub(mapping.start)?.checked_add(1)?,
-        })
-    };
-    let ranges: Vec<Range> = mappings.into_iter().map(range).collect::<Option<_>>()?;
-    let sum = ranges
-        .iter()
-        .fold(0u64, |sum, range| sum.saturating_add(range.len));
-    (sum == device.size()).then_some(ranges)
+/// The ranges in order of offset, of the device with that directory; `None` when the size says that there are some and
+/// they may not be read.
+fn ranges(device: &Path, size: u64) -> Option<Vec<Range>> {
+    let mut found: Vec<(u64, Range)> = Vec::new();
+    for entry in fs::read_dir(device).ok()? {
+        let entry = entry.ok()?;
+        let name = entry.file_name();
+        // The attribute `mapping` adds ranges; `mapping0` and so on are those that there are.
+        let number = name.to_str().and_then(|name| name.strip_prefix("mapping"));
+        if number.is_none_or(str::is_empty) {
+            continue;
+        }
+        let address = |attribute| sysfs::address(&entry.path().join(attribute));
+        let (start, last) = (address("start")?, address("end")?);
+        let len = last.checked_sub(start)?.checked_add(1)?;
+        found.push((address("page_offset")?, Range { start, len }));
+    }
+    found.sort_by_key(|(offset, _)| *offset);
+    let ranges: Vec<Range> = found.into_iter().map(|(_, range)| range).collect();
+    (total(ranges.iter()) == size).then_some(ranges)
+}
+
+/// The devices in the region with that directory: names, and inode numbers as in [`Device::inode`]. None where the region
+/// is gone.
+pub fn members(region: &Path) -> io::Result<Vec<(DeviceName, u64)>> {
+    let mut found = Vec::new();
+    let listed = sysfs::entries(region, |name, inode| {
+        found.extend(DeviceName::of(name).map(|name| (name, inode)));
+    });
+    match listed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(found),
+    }
 }
 
 /// Ranges as people read them.

@@ -10,13 +10,15 @@ use std::io;
 use std::path::Path;
 
 use crate::access::{self, Access};
-use crate::bus::{ranges_text, total, Bus, Device, Identity, Range};
-use crate::daxctl::{self, Context};
+use crate::bus::{members, ranges_text, total, Bus, Device, Identity, Range};
 use crate::driver::Driver;
 use crate::error::{Error, Result, VerbError};
 use crate::host;
+use crate::land::Land;
 use crate::mode::Mode;
 use crate::scrub::Policy;
+use crate::store::State;
+use crate::sysfs;
 
 /// How often a device is taken back from device_dax before giving up.
 const ATTEMPTS: u32 = 20;
@@ -24,29 +26,43 @@ const ATTEMPTS: u32 = 20;
 /// What the kernel answers when a device to be unbound is not bound.
 const ENODEV: i32 = 19;
 
-/// Adds a device without memory to the region. `known` are the inode numbers of those that were there before.
-pub fn add(region: &Path, known: &[u64]) -> Result<Device> {
+/// Adds a device without memory to the region, in which `newest` was the newest one before.
+pub fn add(region: &Path, newest: u64) -> Result<Device> {
     let what = || format!("cannot add a device to the region {}", region.display());
-    let context = Context::new().map_err(Error::kernel(what()))?;
-    let found = context
-        .regions()
-        .find(|candidate| candidate.path() == region);
-    let found = found.ok_or_else(|| Error::kernel(what())(io::ErrorKind::NotFound.into()))?;
-    found.create_device().map_err(Error::kernel(what()))?;
-    newcomer(&read()?, region, known)
-        .ok_or_else(|| Error::kernel(what())(io::Error::other("there is no new device")))
+    sysfs::write(&region.join("dax_region/create"), "1").map_err(Error::kernel(what()))?;
+    let is_new = |device: &Device| device.is_vacant() && device.inode > newest;
+    match youngest(region).filter(is_new) {
+        Some(device) => Ok(device),
+        None => newcomer(region, newest)?
+            .ok_or_else(|| Error::kernel(what())(io::Error::other("there is no new device"))),
+    }
 }
 
-/// The device without memory that is not among the known ones. Should another program have added one as well, the
-/// youngest is not necessarily ours, but they are alike until one of us gives its device memory.
-pub fn newcomer(bus: &Bus, region: &Path, known: &[u64]) -> Option<Device> {
-    let devices = bus
-        .devices
-        .iter()
-        .filter(|device| device.path.parent() == Some(region));
-    let new = devices.filter(|device| device.is_vacant() && !known.contains(&device.inode));
-    // Numbers of sysfs directories grow.
-    new.max_by_key(|device| device.inode).cloned()
+/// The device that the kernel has made last in the region, unless that is gone already.
+fn youngest(region: &Path) -> Option<Device> {
+    let name = sysfs::text(&region.join("dax_region/create"))?;
+    Device::read(name.parse().ok()?, region)
+}
+
+/// Inode number of the newest device in the region: those of sysfs directories grow, so later devices have larger ones.
+pub fn newest(region: &Path) -> Result<u64> {
+    if let Some(device) = youngest(region) {
+        return Ok(device.inode);
+    }
+    let members = members(region).map_err(Error::kernel(CANNOT_READ))?;
+    let inodes = members.into_iter().map(|(_, inode)| inode);
+    Ok(inodes.max().unwrap_or(0))
+}
+
+/// The device without memory that came after the one that was the newest. Should another program have added one as well,
+/// the youngest is not necessarily ours, but they are alike until one of us gives its device memory.
+pub fn newcomer(region: &Path, newest: u64) -> Result<Option<Device>> {
+    let members = members(region).map_err(Error::kernel(CANNOT_READ))?;
+    let new = members.into_iter().filter(|(_, inode)| *inode > newest);
+    let new = new.filter_map(|(name, _)| Device::read(name, region));
+    Ok(new
+        .filter(Device::is_vacant)
+        .max_by_key(|device| device.inode))
 }
 
 /// Sets the alignment, in bytes.
@@ -56,7 +72,7 @@ pub fn set_align(identity: &Identity, align: u64) -> Result<()> {
         return Ok(());
     }
     let what = format!("cannot set the alignment of {} to {align}", identity.device);
-    on(identity, &what, |raw| raw.set_align(align))?;
+    write(identity, "align", &align.to_string(), &what)?;
     match same(identity)?.align {
         found if found == align => Ok(()),
         found => Err(disturbed(
@@ -67,11 +83,13 @@ pub fn set_align(identity: &Identity, align: u64) -> Result<()> {
 }
 
 /// Adds a range behind those it has.
+///
+/// The kernel reports success for a range that is no multiple of the alignment, and does nothing (drivers/dax/bus.c,
+/// `mapping_store`).
 pub fn add_range(identity: &Identity, before: &[Range], range: Range) -> Result<()> {
     let what = format!("cannot give {range} to {}", identity.device);
-    on(identity, &what, |raw| {
-        raw.add_mapping(range.start, range.last())
-    })?;
+    let text = format!("{:x}-{:x}", range.start, range.last());
+    write(identity, "mapping", &text, &what)?;
     let wanted: Vec<Range> = before.iter().copied().chain([range]).collect();
     expect_ranges(identity, &wanted)
 }
@@ -125,11 +143,7 @@ fn cut(identity: &Identity, size: u64) -> Result<()> {
         identity.device
     );
     for _ in 0..ATTEMPTS {
-        // Made first, so that little time passes between unbinding and resizing.
-        let context = Context::new().map_err(Error::kernel(&what))?;
         let device = same(identity)?;
-        let found = context.find(&identity.device.to_string());
-        let (_, raw) = found.ok_or_else(|| disturbed(identity, "it is gone".to_owned()))?;
         if device.is_vacant() {
             return Ok(());
         }
@@ -139,7 +153,8 @@ fn cut(identity: &Identity, size: u64) -> Result<()> {
         if device.size <= size {
             return Ok(());
         }
-        let resized = raw.set_size(size);
+        // At once, so that little time passes between unbinding and resizing.
+        let resized = sysfs::write(&device.path.join("size"), &size.to_string());
         let now = same(identity)?;
         match (resized, &now.driver) {
             (Ok(()), _) if now.size == size => return Ok(()),
@@ -162,14 +177,10 @@ fn cut(identity: &Identity, size: u64) -> Result<()> {
 /// Deletes it, once it has no memory and no driver.
 pub fn delete(identity: &Identity) -> Result<()> {
     let what = format!("cannot delete {}", identity.device);
-    let context = Context::new().map_err(Error::kernel(&what))?;
     same(identity)?;
-    if let Some((region, device)) = context.find(&identity.device.to_string()) {
-        region
-            .destroy_device(device)
-            .map_err(Error::kernel(&what))?;
-    }
-    match read()?.same(identity) {
+    let attribute = identity.region.join("dax_region/delete");
+    sysfs::write(&attribute, &identity.device.to_string()).map_err(Error::kernel(&what))?;
+    match Device::again(identity) {
         None => Ok(()),
         Some(_) => Err(disturbed(identity, "it is still there".to_owned())),
     }
@@ -397,14 +408,20 @@ pub fn settle_policy(identity: &Identity) -> Result<()> {
     Driver::settle_policy(identity.device).map_err(Error::kernel(what))
 }
 
+const CANNOT_READ: &str = "cannot read the dax bus";
+
 /// Reads the bus.
 pub fn read() -> Result<Bus> {
-    Bus::read().map_err(Error::kernel("cannot read the dax bus"))
+    Bus::read().map_err(Error::kernel(CANNOT_READ))
+}
+
+/// Reads what places are chosen by.
+pub fn survey(state: &State) -> Result<Land> {
+    Land::read(state).map_err(Error::kernel(CANNOT_READ))
 }
 
 fn same(identity: &Identity) -> Result<Device> {
-    let device = read()?.same(identity).cloned();
-    device.ok_or_else(|| disturbed(identity, "it is gone".to_owned()))
+    Device::again(identity).ok_or_else(|| disturbed(identity, "it is gone".to_owned()))
 }
 
 fn disturbed(identity: &Identity, what: String) -> Error {
@@ -414,16 +431,10 @@ fn disturbed(identity: &Identity, what: String) -> Error {
     }
 }
 
-fn on(
-    identity: &Identity,
-    what: &str,
-    change: impl FnOnce(daxctl::Device<'_>) -> io::Result<()>,
-) -> Result<()> {
-    let context = Context::new().map_err(Error::kernel(what))?;
-    same(identity)?;
-    let found = context.find(&identity.device.to_string());
-    let (_, raw) = found.ok_or_else(|| disturbed(identity, "it is gone".to_owned()))?;
-    change(raw).map_err(Error::kernel(what))
+/// Writes an attribute of the device.
+fn write(identity: &Identity, attribute: &str, text: &str, what: &str) -> Result<()> {
+    let device = same(identity)?;
+    sysfs::write(&device.path.join(attribute), text).map_err(Error::kernel(what))
 }
 
 #[cfg(test)]

@@ -111,8 +111,8 @@ pub struct SetAll {
 pub struct Survey {
     /// Directory of the region in sysfs.
     pub region: PathBuf,
-    /// Inode numbers of the devices that were there before.
-    pub known: Vec<u64>,
+    /// Inode number of the newest device that was there before.
+    pub newest: u64,
 }
 
 /// See [`Operation::Create`].
@@ -122,8 +122,8 @@ pub struct Create {
     pub name: PartName,
     /// Directory of the region in sysfs.
     pub region: PathBuf,
-    /// Inode numbers of the region's devices that were there before.
-    pub known: Vec<u64>,
+    /// Inode number of the region's newest device before.
+    pub newest: u64,
     /// The device, once there is one.
     pub device: Option<Identity>,
     /// Its alignment before, if it was there before and only put to use: then it is not deleted, but put back.

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::name::{DeviceName, PartName};
+use crate::sysfs;
 
 /// The directory of links.
 #[derive(Debug, Clone)]
@@ -94,6 +95,14 @@ impl Links {
         }
     }
 
+    /// Number of links.
+    pub fn count(&self) -> usize {
+        let mut count = 0;
+        // No directory, no links.
+        let _ = sysfs::entries(&self.0, |_, _| count += 1);
+        count
+    }
+
     /// All names by device, for who may not read the state.
     pub fn names(&self) -> BTreeMap<DeviceName, PartName> {
         let links = fs::read_dir(&self.0).into_iter().flatten().flatten();
@@ -132,6 +141,7 @@ mod tests {
             links.names(),
             BTreeMap::from([(first, vm2.clone()), (second, vm1.clone())])
         );
+        assert_eq!(links.count(), 2);
         assert!(links.remove(&vm1).unwrap());
         assert!(links.remove(&vm2).unwrap());
         assert!(!links.0.exists());

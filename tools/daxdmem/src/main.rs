@@ -25,6 +25,7 @@ mod file;
 mod holders;
 mod host;
 mod journal;
+mod land;
 mod layout;
 mod lend;
 mod libvirt;

@@ -6,19 +6,22 @@
 //! interrupted later is undone as [`crate::repair`] says.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
-use crate::bus::{Bus, Device, Identity, Range, Region};
+use crate::bus::{Device, Identity, Range, Region};
 use crate::change;
 use crate::driver::Driver;
 use crate::error::{Error, Result};
 use crate::journal::{Create, CreateAll, Group, Operation, Survey};
+use crate::land::{Holding, Land};
 use crate::layout::placement::Place;
 use crate::link::Links;
+use crate::name::DeviceName;
 use crate::nodes::Part;
-use crate::repair::{self, guest_of};
+use crate::repair;
 use crate::settings::Settings;
 use crate::size::Size;
-use crate::space::{choose, extent_of, Layout, Space};
+use crate::space::{choose, extent, Layout, Space};
 use crate::store::Store;
 
 /// A device with its place.
@@ -28,6 +31,8 @@ pub struct Plan {
     pub part: Part,
     /// Where it goes.
     pub layout: Layout,
+    /// Directory of its region in sysfs.
+    region: PathBuf,
     /// Where its region starts and ends.
     whole: Option<Range>,
     /// What is chosen for it.
@@ -36,13 +41,14 @@ pub struct Plan {
 
 impl Plan {
     /// What makes a device as it is, where it is, in that region.
-    pub fn again(part: Part, region: u32, place: Place, settings: Settings) -> Plan {
+    pub fn again(part: Part, region: &Region, place: Place, settings: Settings) -> Plan {
         Plan {
             part,
             layout: Layout {
-                region,
+                region: region.id,
                 ranges: place.ranges,
             },
+            region: region.path.clone(),
             whole: Some(place.region),
             settings,
         }
@@ -69,55 +75,51 @@ pub struct Made {
 }
 
 /// The free space, less what was planned.
-pub struct Planner<'b> {
-    bus: &'b Bus,
+pub struct Planner<'l> {
+    land: &'l Land,
     extents: BTreeMap<u32, Range>,
     spaces: Vec<Space>,
 }
 
-impl<'b> Planner<'b> {
+impl<'l> Planner<'l> {
     /// Looks at these regions. One that does not tell where it starts is asked. The memory of devices that are `going`
     /// counts as free.
     pub fn new(
         store: &mut Store,
         links: &Links,
-        bus: &'b Bus,
+        land: &'l Land,
         regions: &[&Region],
         going: &[Identity],
-    ) -> Result<Planner<'b>> {
+    ) -> Result<Planner<'l>> {
         let regions: BTreeMap<u32, &Region> =
             regions.iter().map(|region| (region.id, *region)).collect();
         let regions: Vec<&Region> = regions.into_values().collect();
-        let goes = |device: &Device| going.contains(&device.identity());
-        let gives = |region: &Region| region.available > 0 || bus.devices_of(region.id).any(goes);
+        let goes = |holding: &Holding| going.contains(&holding.device);
+        let gives = |region: &Region| region.available > 0 || land.holdings(region.id).any(goes);
         let asked: Vec<&Region> = regions
             .iter()
             .copied()
             .filter(|region| gives(region))
             .collect();
-        let extents = survey(store, links, &asked, bus)?;
+        let extents = survey(store, links, &asked, land)?;
         let quarantine = Driver::quarantine();
         let space = |region: &Region| {
             let whole = extents.get(&region.id).copied();
             // A region that is full, or does not tell where it starts, has no free space to give.
-            let devices: Vec<&Device> = bus
-                .devices_of(region.id)
-                .filter(|device| !goes(device))
-                .collect();
-            let space = whole.and_then(|whole| Space::of(region, whole, &devices, &quarantine));
-            let strangers = devices.into_iter().filter(|device| device.size > 0);
-            let strangers =
-                strangers.filter(|device| guest_of(device, store.state(), bus).is_none());
+            let stay = || land.holdings(region.id).filter(|holding| !goes(holding));
+            let taken = || stay().map(|holding| holding.ranges.as_deref());
+            let space = whole.and_then(|whole| Space::of(region, whole, taken(), &quarantine));
+            let strangers = stay().filter(|holding| holding.size > 0 && !holding.is_guests);
             Space {
                 strangers: strangers
-                    .map(|device| (device.name, Size(device.size)))
+                    .map(|holding| (holding.device.device, Size(holding.size)))
                     .collect(),
                 ..space.unwrap_or_else(|| Space::none(region.id))
             }
         };
         let spaces = regions.iter().map(|region| space(region)).collect();
         Ok(Planner {
-            bus,
+            land,
             extents,
             spaces,
         })
@@ -125,7 +127,7 @@ impl<'b> Planner<'b> {
 
     /// Chooses a place, which later ones do not get.
     pub fn plan(&mut self, part: &Part, region: Option<u32>, settings: Settings) -> Result<Plan> {
-        let candidates = candidates(self.bus, part.node, region)?;
+        let candidates = candidates(self.land, part.node, region)?;
         let among: Vec<&Space> = self
             .spaces
             .iter()
@@ -136,7 +138,7 @@ impl<'b> Planner<'b> {
             align: part.align,
             shortage,
         })?;
-        Ok(self.take(part, layout, settings))
+        self.take(part, layout, settings)
     }
 
     /// As [`Planner::plan`], at a place of old; `None` where that is no more to be had.
@@ -147,7 +149,7 @@ impl<'b> Planner<'b> {
         settings: Settings,
         place: &Place,
     ) -> Result<Option<Plan>> {
-        let candidates = candidates(self.bus, part.node, region)?;
+        let candidates = candidates(self.land, part.node, region)?;
         let grain = part.align.grain().0;
         let fits = |space: &&Space| {
             candidates.iter().any(|region| region.id == space.region)
@@ -159,10 +161,12 @@ impl<'b> Planner<'b> {
             region,
             ranges: place.ranges.clone(),
         });
-        Ok(layout.map(|layout| self.take(part, layout, settings)))
+        layout
+            .map(|layout| self.take(part, layout, settings))
+            .transpose()
     }
 
-    fn take(&mut self, part: &Part, layout: Layout, settings: Settings) -> Plan {
+    fn take(&mut self, part: &Part, layout: Layout, settings: Settings) -> Result<Plan> {
         if let Some(space) = self
             .spaces
             .iter_mut()
@@ -170,18 +174,20 @@ impl<'b> Planner<'b> {
         {
             space.take(&layout.ranges);
         }
-        Plan {
+        let region = self.land.region(layout.region).ok_or(Error::NoRegion)?;
+        Ok(Plan {
             part: part.clone(),
+            region: region.path.clone(),
             whole: self.extents.get(&layout.region).copied(),
             layout,
             settings,
-        }
+        })
     }
 }
 
 /// The regions that a device may go to.
-pub fn candidates(bus: &Bus, node: Option<u32>, region: Option<u32>) -> Result<Vec<&Region>> {
-    if bus.regions.is_empty() {
+pub fn candidates(land: &Land, node: Option<u32>, region: Option<u32>) -> Result<Vec<&Region>> {
+    if land.regions.is_empty() {
         return Err(Error::NoRegion);
     }
     let known = || {
@@ -191,17 +197,18 @@ pub fn candidates(bus: &Bus, node: Option<u32>, region: Option<u32>) -> Result<V
                 .map_or(String::new(), |node| format!(", node {node}"));
             format!("{} ({} free{node})", region.id, Size(region.available))
         };
-        bus.regions.iter().map(text).collect::<Vec<_>>().join(", ")
+        land.regions.iter().map(text).collect::<Vec<_>>().join(", ")
     };
     let fixed = |region: &Region| {
-        let device = bus.devices_of(region.id).next().map(|device| device.name);
+        let device = land.holdings(region.id).next();
+        let device = device.map(|holding| holding.device.device);
         device.map_or(Error::NoRegion, |device| Error::StaticRegion {
             region: region.id,
             device,
         })
     };
     if let Some(id) = region {
-        let region = bus.region(id).ok_or_else(|| Error::UnknownRegion {
+        let region = land.region(id).ok_or_else(|| Error::UnknownRegion {
             region: id,
             known: known(),
         })?;
@@ -216,9 +223,13 @@ pub fn candidates(bus: &Bus, node: Option<u32>, region: Option<u32>) -> Result<V
         }
         return Ok(vec![region]);
     }
-    let dynamic: Vec<&Region> = bus.regions.iter().filter(|region| region.dynamic).collect();
+    let dynamic: Vec<&Region> = land
+        .regions
+        .iter()
+        .filter(|region| region.dynamic)
+        .collect();
     if dynamic.is_empty() {
-        return Err(bus.regions.first().map_or(Error::NoRegion, fixed));
+        return Err(land.regions.first().map_or(Error::NoRegion, fixed));
     }
     let Some(node) = node else {
         return Ok(dynamic);
@@ -242,34 +253,32 @@ pub fn survey(
     store: &mut Store,
     links: &Links,
     regions: &[&Region],
-    bus: &Bus,
+    land: &Land,
 ) -> Result<BTreeMap<u32, Range>> {
     let mut extents = BTreeMap::new();
     for region in regions {
-        let mut whole = extent_of(region, bus, store.state());
+        let taken = || {
+            land.holdings(region.id)
+                .map(|holding| holding.ranges.as_deref())
+        };
+        let mut whole = extent(region, taken(), store.state());
         if whole.is_none() {
-            let known = inodes(bus, region);
+            let newest = change::newest(&region.path)?;
             let entry = Operation::Survey(Survey {
                 region: region.path.clone(),
-                known: known.clone(),
+                newest,
             });
-            store.update(|state| state.operation = Some(entry.clone()))?;
-            let added = change::add(&region.path, &known).and_then(|_| change::read());
-            let now = added.map_err(|error| repair::undo(store, links, error))?;
-            whole = now
-                .region(region.id)
-                .and_then(|region| extent_of(region, &now, store.state()));
+            store.begin(entry.clone())?;
+            let added = change::add(&region.path, newest);
+            let added = added.map_err(|error| repair::undo(store, links, error))?;
+            let path = region.path.clone();
+            let now = Region::read(region.id, path, Some(&added.path), [].iter());
+            whole = extent(&now, taken(), store.state());
             repair::end(store, links, &entry)?;
         }
         extents.extend(whole.map(|whole| (region.id, whole)));
     }
     Ok(extents)
-}
-
-fn inodes(bus: &Bus, region: &Region) -> Vec<u64> {
-    bus.devices_of(region.id)
-        .map(|device| device.inode)
-        .collect()
 }
 
 /// Makes a guest's devices, all of them or none.
@@ -301,32 +310,31 @@ pub fn make_all(store: &mut Store, links: &Links, plans: Vec<Plan>) -> Result<Ve
 
 /// Makes the device. An error leaves the operation in the journal, for [`repair::undo`].
 fn make(store: &mut Store, links: &Links, plan: &Plan) -> Result<Identity> {
-    let bus = change::read()?;
-    let region = bus.region(plan.layout.region).ok_or(Error::NoRegion)?;
     // Device 0 is always there: it is used before another one is added.
-    let first = bus
-        .devices_of(region.id)
-        .find(|device| device.name.is_first() && device.is_vacant());
-    let first = first.filter(|device| store.state().guest_of(device.name).is_none());
+    let first = DeviceName::first(plan.layout.region);
+    let first = match store.state().guest_of(first) {
+        None => Device::read(first, &plan.region).filter(Device::is_vacant),
+        Some(_) => None,
+    };
     let mut entry = Create {
         name: plan.part.name.clone(),
-        region: region.path.clone(),
-        known: inodes(&bus, region),
-        device: first.map(|device| device.identity()),
-        reused: first.map(|device| device.align),
+        region: plan.region.clone(),
+        newest: change::newest(&plan.region)?,
+        device: first.as_ref().map(Device::identity),
+        reused: first.as_ref().map(|device| device.align),
         align: plan.part.align.bytes(),
         ranges: plan.layout.ranges.clone(),
         whole: plan.whole,
         settings: plan.settings,
     };
-    store.update(|state| state.operation = Some(Operation::Create(entry.clone())))?;
+    store.begin(Operation::Create(entry.clone()))?;
 
     let device = match entry.device.clone() {
         Some(device) => device,
         None => {
-            let device = change::add(&region.path, &entry.known)?.identity();
+            let device = change::add(&entry.region, entry.newest)?.identity();
             entry.device = Some(device.clone());
-            store.update(|state| state.operation = Some(Operation::Create(entry.clone())))?;
+            store.begin(Operation::Create(entry.clone()))?;
             device
         }
     };

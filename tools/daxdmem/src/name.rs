@@ -4,12 +4,29 @@
 //! the kernel chooses.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Longest guest name, in bytes.
 const LONGEST: usize = 63;
+
+/// Reads a name where it stands: the state has many.
+struct Text<T>(PhantomData<T>);
+
+impl<T: FromStr<Err = String>> Visitor<'_> for Text<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        text.parse().map_err(E::custom)
+    }
+}
 
 /// Name of a guest: `[a-z0-9][a-z0-9._-]{0,62}`, and not of the form `daxX.Y`.
 ///
@@ -33,7 +50,7 @@ impl FromStr for GuestName {
                 "'{text}' is no name for a guest: use up to {LONGEST} of a-z, 0-9, '.', '_' and '-', a letter or digit first"
             ));
         }
-        if DeviceName::from_str(text).is_ok() {
+        if DeviceName::of(text).is_some() {
             return Err(format!("'{text}' is the name of a device, which the kernel gives: choose another name for the guest"));
         }
         Ok(GuestName(text.to_owned()))
@@ -63,8 +80,7 @@ impl fmt::Display for GuestName {
 /// Name of a guest's device: `NAME`, or `NAME:NODE` where the guest has one on each of several NUMA nodes.
 ///
 /// Where a command takes all of a guest's devices, `NAME` stands for them.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PartName {
     /// Whose it is.
     pub guest: GuestName,
@@ -106,17 +122,18 @@ impl FromStr for PartName {
     }
 }
 
-impl TryFrom<String> for PartName {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
+impl<'de> Deserialize<'de> for PartName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(Text(PhantomData))
     }
 }
 
-impl From<PartName> for String {
-    fn from(name: PartName) -> String {
-        name.to_string()
+impl Serialize for PartName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.node {
+            None => self.guest.0.serialize(serializer),
+            Some(_) => serializer.collect_str(self),
+        }
     }
 }
 
@@ -130,14 +147,38 @@ impl fmt::Display for PartName {
 }
 
 /// Name of a device, `daxX.Y`: X is the region's id, Y the device's in the region.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeviceName {
     region: u32,
     id: u32,
 }
 
 impl DeviceName {
+    /// The first device of a region: there always is one.
+    pub fn first(region: u32) -> DeviceName {
+        DeviceName { region, id: 0 }
+    }
+
+    /// The device of that name, if it is one.
+    pub fn of(text: &str) -> Option<DeviceName> {
+        // Only the spelling that the kernel uses: no sign, no leading zeros.
+        let number = |text: &str| match text.as_bytes() {
+            [b'0'] => Some(0),
+            [b'1'..=b'9', ..] => text.parse().ok(),
+            _ => None,
+        };
+        let (region, id) = text.strip_prefix("dax")?.split_once('.')?;
+        Some(DeviceName {
+            region: number(region)?,
+            id: number(id)?,
+        })
+    }
+
+    /// Number of its region.
+    pub fn region(self) -> u32 {
+        self.region
+    }
+
     /// Whether this is device 0 of its region, which the kernel never deletes.
     pub fn is_first(self) -> bool {
         self.id == 0
@@ -148,32 +189,19 @@ impl FromStr for DeviceName {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let numbers = text
-            .strip_prefix("dax")
-            .and_then(|rest| rest.split_once('.'));
-        let name = numbers.and_then(|(region, id)| {
-            Some(DeviceName {
-                region: region.parse().ok()?,
-                id: id.parse().ok()?,
-            })
-        });
-        // Only the spelling that the kernel uses: no sign, no leading zeros.
-        name.filter(|name| name.to_string() == text)
-            .ok_or_else(|| format!("'{text}' is no device: they are called daxX.Y"))
+        DeviceName::of(text).ok_or_else(|| format!("'{text}' is no device: they are called daxX.Y"))
     }
 }
 
-impl TryFrom<String> for DeviceName {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
+impl<'de> Deserialize<'de> for DeviceName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(Text(PhantomData))
     }
 }
 
-impl From<DeviceName> for String {
-    fn from(name: DeviceName) -> String {
-        name.to_string()
+impl Serialize for DeviceName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

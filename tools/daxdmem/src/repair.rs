@@ -15,6 +15,7 @@ use crate::bus::{Bus, Device, Identity};
 use crate::change;
 use crate::error::{Error, Result};
 use crate::journal::{Bind, Create, CreateAll, Destroy, DestroyAll, Group, Operation, Set, Survey};
+use crate::land::Land;
 use crate::link::Links;
 use crate::name::{DeviceName, GuestName, PartName};
 use crate::settings::Settings;
@@ -102,9 +103,33 @@ impl fmt::Display for Ended {
     }
 }
 
-/// Ends the interrupted operation, if there is one, and puts links and nodes right. Returns what there is to tell.
-pub fn repair(store: &mut Store, links: &Links) -> Result<Vec<String>> {
-    let mut told = Vec::new();
+/// Ends the interrupted operation, if there is one, and puts links and nodes right. Returns what there is to tell, and
+/// the bus.
+pub fn repair(store: &mut Store, links: &Links) -> Result<(Vec<String>, Bus)> {
+    let mut told = end_interrupted(store, links)?;
+    let mut bus = change::read()?;
+    let right = put_right(store, links, &bus)?;
+    if !right.is_empty() {
+        bus = change::read()?;
+    }
+    told.extend(right);
+    Ok((told, bus))
+}
+
+/// As [`repair`], but links and nodes are looked at one by one only where it shows at a glance that something is amiss: a
+/// link is missing, or a device is not the one it was. Returns who has what, too.
+pub fn repair_at_a_glance(store: &mut Store, links: &Links) -> Result<(Vec<String>, Land)> {
+    let mut told = end_interrupted(store, links)?;
+    let land = change::survey(store.state())?;
+    let guests = &store.state().guests;
+    if land.guests() != guests.len() || links.count() < guests.len() {
+        told.extend(put_right(store, links, &change::read()?)?);
+    }
+    Ok((told, land))
+}
+
+/// Ends the interrupted operation, if there is one.
+fn end_interrupted(store: &mut Store, links: &Links) -> Result<Vec<String>> {
     links.tidy();
     let State {
         operation, group, ..
@@ -115,11 +140,15 @@ pub fn repair(store: &mut Store, links: &Links) -> Result<Vec<String>> {
         operation: running.unwrap_or_default(),
         error: Box::new(error),
     })?;
-    told.extend(ended.iter().map(ToString::to_string));
-    let bus = change::read()?;
+    Ok(ended.iter().map(ToString::to_string).collect())
+}
+
+/// Puts links and nodes right.
+fn put_right(store: &mut Store, links: &Links, bus: &Bus) -> Result<Vec<String>> {
+    let mut told = Vec::new();
     for (name, guest) in &store.state().guests {
         let device = guest.device.device;
-        if is_there(&bus, guest) {
+        if is_there(bus, guest) {
             if links.set(name, device)? {
                 told.push(format!(
                     "the link {} was missing or wrong: put right",
@@ -134,10 +163,10 @@ pub fn repair(store: &mut Store, links: &Links) -> Result<Vec<String>> {
         }
     }
     // What was chosen for a device holds for no other one.
-    store.update(|state| state.devices.retain(|_, record| is_there(&bus, record)))?;
+    store.update(|state| state.devices.retain(|_, record| is_there(bus, record)))?;
     let state = store.state();
     for record in state.guests.values().chain(state.devices.values()) {
-        told.extend(put_node_right(&bus, record)?);
+        told.extend(put_node_right(bus, record)?);
     }
     Ok(told)
 }
@@ -162,12 +191,8 @@ fn put_node_right(bus: &Bus, record: &Record) -> Result<Option<String>> {
 
 /// Whether a device is still the one that was recorded.
 pub fn is_there(bus: &Bus, record: &Record) -> bool {
-    bus.same(&record.device).is_some_and(|device| {
-        device
-            .ranges
-            .as_ref()
-            .is_none_or(|ranges| *ranges == record.ranges)
-    })
+    bus.same(&record.device)
+        .is_some_and(|device| record.is(&record.device, device.ranges.as_deref()))
 }
 
 /// Ends what is running, operation and group: undoes it or completes it.
@@ -286,8 +311,8 @@ pub fn end(store: &mut Store, links: &Links, operation: &Operation) -> Result<En
 
 /// A device that is bound stays so, and what was chosen holds. One that is not gets its node back.
 fn end_bind(store: &mut Store, bind: &Bind) -> Result<Ended> {
-    let bus = change::read()?;
-    let device = bus.same(&bind.device);
+    let device = Device::again(&bind.device);
+    let device = device.as_ref();
     change::forget_id(&bind.device)?;
     change::settle_policy(&bind.device)?;
     let bound = device.filter(|device| device.is_page_less());
@@ -314,8 +339,8 @@ fn end_bind(store: &mut Store, bind: &Bind) -> Result<Ended> {
 
 /// Does what is left to do of changing what was chosen for a device.
 pub fn set_rest(store: &mut Store, set: &Set) -> Result<Ended> {
-    let bus = change::read()?;
-    let device = bus.same(&set.device);
+    let device = Device::again(&set.device);
+    let device = device.as_ref();
     if device.is_some() {
         change::set_policy(&set.device, set.settings.scrub)?;
         if let Some(access) = set.settings.access {
@@ -333,7 +358,7 @@ pub fn set_rest(store: &mut Store, set: &Set) -> Result<Ended> {
 
 /// Deletes the device that a survey has added.
 fn undo_survey(survey: &Survey) -> Result<()> {
-    match change::newcomer(&change::read()?, &survey.region, &survey.known) {
+    match change::newcomer(&survey.region, survey.newest)? {
         Some(device) => change::delete(&device.identity()),
         None => Ok(()),
     }
@@ -344,11 +369,10 @@ fn undo_create(store: &mut Store, links: &Links, create: &Create) -> Result<Ende
     if let Some(identity) = &create.device {
         change::settle_policy(identity)?;
     }
-    let bus = change::read()?;
     let device = match &create.device {
-        Some(identity) => bus.same(identity).cloned(),
+        Some(identity) => Device::again(identity),
         // Interrupted between adding the device and writing down which: one that is new and has nothing.
-        None => change::newcomer(&bus, &create.region, &create.known),
+        None => change::newcomer(&create.region, create.newest)?,
     };
     let ended = match device {
         None => Ended::CreateUndone(create.name.clone()),
@@ -374,7 +398,7 @@ pub fn record(store: &mut Store, links: &Links, create: &Create, device: &Identi
         ranges: create.ranges.clone(),
         settings: create.settings,
     };
-    store.update(|state| {
+    store.complete(|state| {
         state.devices.remove(&device.device);
         state.guests.insert(create.name.clone(), guest);
         state.operation = None;
@@ -451,9 +475,8 @@ pub fn destroy_rest(store: &mut Store, links: &Links, destroy: &Destroy) -> Resu
         return Ok(Ended::DestroyDone(destroy.name.clone()));
     };
     links.remove(&destroy.name)?;
-    let bus = change::read()?;
     let mut ended = Ended::DestroyDone(destroy.name.clone());
-    if let Some(device) = bus.same(&guest.device) {
+    if let Some(device) = &Device::again(&guest.device) {
         // Once begun there are none; a device in another state than those two is not the one that was to go.
         let ours = device
             .ranges

@@ -98,8 +98,9 @@ impl Report {
         let line = |region: &Region| {
             let whole = extent_of(region, &bus, state);
             let space = whole.filter(|_| region.dynamic).and_then(|whole| {
-                let devices: Vec<&Device> = bus.devices_of(region.id).collect();
-                Space::of(region, whole, &devices, &unowned.quarantine)
+                let devices = bus.devices_of(region.id);
+                let taken = devices.map(|device| device.ranges.as_deref());
+                Space::of(region, whole, taken, &unowned.quarantine)
             });
             let full = region.dynamic && region.available == 0;
             let free = space

@@ -8,7 +8,7 @@ use std::fmt;
 use dmem_plan::{Extent, PlaceError};
 
 use crate::align::Align;
-use crate::bus::{gib_leaves, total, Bus, Device, Range, Region};
+use crate::bus::{gib_leaves, total, Bus, Range, Region};
 use crate::driver::Quarantine;
 use crate::name::DeviceName;
 use crate::size::Size;
@@ -41,6 +41,20 @@ pub struct Layout {
 
 /// All bytes of a region, where that can be known: from the bus now, or from when it was last seen there.
 pub fn extent_of(region: &Region, bus: &Bus, state: &State) -> Option<Range> {
+    let devices = bus.devices_of(region.id);
+    extent(
+        region,
+        devices.map(|device| device.ranges.as_deref()),
+        state,
+    )
+}
+
+/// [`extent_of`] a region whose devices have these ranges.
+pub fn extent<'r>(
+    region: &Region,
+    mut taken: impl Iterator<Item = Option<&'r [Range]>>,
+    state: &State,
+) -> Option<Range> {
     if let Some(start) = region.start {
         return Some(Range {
             start,
@@ -50,12 +64,7 @@ pub fn extent_of(region: &Region, bus: &Bus, state: &State) -> Option<Range> {
     // What was kept describes another region by now if it does not hold every device of this one.
     let kept = state.regions.get(&region.path).copied()?;
     let inside = |range: &Range| kept.start <= range.start && range.last() <= kept.last();
-    let ranges = bus
-        .devices_of(region.id)
-        .map(|device| device.ranges.as_deref());
-    let all_inside = ranges
-        .into_iter()
-        .all(|ranges| ranges.is_some_and(|ranges| ranges.iter().all(inside)));
+    let all_inside = taken.all(|ranges| ranges.is_some_and(|ranges| ranges.iter().all(inside)));
     (kept.len == region.size && all_inside).then_some(kept)
 }
 
@@ -70,16 +79,17 @@ impl Space {
         }
     }
 
-    /// The free space of a region that reaches over `whole` and has these devices; `None` when the ranges of a device may not be read.
-    pub fn of(
+    /// The free space of a region that reaches over `whole` and whose devices have these ranges; `None` when those of one
+    /// may not be read.
+    pub fn of<'r>(
         region: &Region,
         whole: Range,
-        devices: &[&Device],
+        devices: impl Iterator<Item = Option<&'r [Range]>>,
         quarantine: &[Quarantine],
     ) -> Option<Space> {
         let mut taken = Vec::new();
-        for device in devices {
-            taken.extend_from_slice(device.ranges.as_deref()?);
+        for ranges in devices {
+            taken.extend_from_slice(ranges?);
         }
         let unowned = subtract(whole, &mut taken);
         taken.extend(quarantine.iter().map(|held| held.range));
@@ -403,7 +413,7 @@ mod tests {
             device: "dax0.1".to_owned(),
             openers: 1,
         };
-        let empty = Space::of(&region(None), whole, &[], &[held]).unwrap();
+        let empty = Space::of(&region(None), whole, [].into_iter(), &[held]).unwrap();
         assert_eq!(empty.free, [range(4 * GIB, GIB), range(6 * GIB, 2 * GIB)]);
         assert_eq!(
             (empty.total(), empty.largest(), empty.quarantined),

@@ -2,8 +2,10 @@
 
 //! What daxdmem knows beyond sysfs: names, what was chosen for devices, where regions start, and the running operation.
 //!
-//! Kept in /run, since the devices too are gone after a reboot. The file is replaced as a whole, so a reader sees
-//! one state or the next. Who changes anything holds the lock, from before it reads the
+//! Kept in /run, since the devices too are gone after a reboot. A file is replaced as a whole, so a reader sees
+//! one state or the next. The running operation alone is in a small file of its own, since it changes several times while
+//! the rest, which grows with the number of guests, changes once; it counts only together with the state that it was
+//! written for, so replacing that ends it. Who changes anything holds the lock, from before it reads the
 //! state until it exits; an operation found in the journal under the lock is therefore one whose program died.
 
 use std::collections::BTreeMap;
@@ -13,7 +15,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{flock, FlockOperation};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::bus::{Device, Identity, Range};
 use crate::error::{Error, Result};
@@ -24,14 +26,24 @@ use crate::settings::Settings;
 
 /// Version of the file's form. A tool that finds a later one leaves the file alone.
 ///
-/// Version 1 knew one device for each guest: its files are files of version 2.
-const VERSION: u32 = 2;
+/// Version 1 knew one device for each guest, version 2 had no file for the running operation: their files are files of
+/// version 3.
+const VERSION: u32 = 3;
+
+/// The file of all but the running operation.
+const STATE: &str = "state.json";
+
+/// The file of the running operation.
+const RUNNING: &str = "running.json";
 
 /// Everything that is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
     version: u32,
+    /// How often the file was written, so that what was written for one is not taken for another's.
+    #[serde(default)]
+    generation: u64,
     /// The guests' devices by their names.
     pub guests: BTreeMap<PartName, Record>,
     /// Devices that are no guest's and for which something was chosen.
@@ -47,7 +59,10 @@ pub struct State {
 }
 
 /// A device, and what was chosen for it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+///
+/// From version 3 on its members have no names in the file, which makes reading and writing all of it twice as quick:
+/// `[["daxX.Y", INODE, "REGION"], [[START, LENGTH], …], [SCRUB, [UID, GID, MODE]]]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Record {
     /// The device.
@@ -59,10 +74,33 @@ pub struct Record {
     pub settings: Settings,
 }
 
+impl Serialize for Record {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Identity {
+            device,
+            inode,
+            region,
+        } = &self.device;
+        let ranges = self.ranges.iter().map(|range| (range.start, range.len));
+        let ranges: Vec<(u64, u64)> = ranges.collect();
+        let Settings { scrub, access } = self.settings;
+        let access = access.map(|access| (access.uid, access.gid, access.mode));
+        ((device, inode, region), ranges, (scrub, access)).serialize(serializer)
+    }
+}
+
+impl Record {
+    /// Whether this is the device that was recorded, as it was: `ranges` are those it has, where they may be read.
+    pub fn is(&self, device: &Identity, ranges: Option<&[Range]>) -> bool {
+        self.device == *device && ranges.is_none_or(|ranges| *ranges == self.ranges)
+    }
+}
+
 impl Default for State {
     fn default() -> Self {
         State {
             version: VERSION,
+            generation: 0,
             guests: BTreeMap::new(),
             devices: BTreeMap::new(),
             regions: BTreeMap::new(),
@@ -73,6 +111,11 @@ impl Default for State {
 }
 
 impl State {
+    /// What outlasts the running operation.
+    fn lasting(&self) -> impl PartialEq + use<'_> {
+        (&self.guests, &self.devices, &self.regions)
+    }
+
     /// A state of these guests, for who has them from elsewhere than the file.
     pub fn of_guests(guests: BTreeMap<PartName, Record>) -> Self {
         State {
@@ -152,11 +195,41 @@ impl State {
     }
 }
 
+/// What is running, as it is written by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Running {
+    /// Of the state that this is part of.
+    generation: u64,
+    operation: Option<Operation>,
+    group: Option<Group>,
+}
+
+impl Running {
+    fn of(state: &State) -> Running {
+        Running {
+            generation: state.generation,
+            operation: state.operation.clone(),
+            group: state.group.clone(),
+        }
+    }
+
+    /// Makes it the state's, if it is that state's.
+    fn put_in(self, state: &mut State) {
+        if self.generation == state.generation {
+            state.operation = self.operation;
+            state.group = self.group;
+        }
+    }
+}
+
 /// The state on disk, under the lock.
 #[derive(Debug)]
 pub struct Store {
     dir: PathBuf,
     state: State,
+    /// What the state's own file says is running.
+    written: Running,
     /// Held until the value goes; the kernel drops it with the process, however that ends.
     _lock: File,
 }
@@ -187,9 +260,19 @@ impl Store {
 
     fn under(lock: File, dir: &Path) -> Result<Store> {
         // What a run that was killed while writing has left.
-        let _ = fs::remove_file(file::aside(&dir.join("state.json")));
+        for name in [STATE, RUNNING] {
+            let _ = fs::remove_file(file::aside(&dir.join(name)));
+        }
+        let (mut state, running) = read(dir)?;
+        let written = Running::of(&state);
+        match running {
+            Some(running) if running.generation == state.generation => running.put_in(&mut state),
+            Some(_) => remove(dir)?,
+            None => {}
+        }
         Ok(Store {
-            state: read(dir)?,
+            state,
+            written,
             dir: dir.to_owned(),
             _lock: lock,
         })
@@ -197,7 +280,11 @@ impl Store {
 
     /// The state as it is, for who only looks.
     pub fn peek(dir: &Path) -> Result<State> {
-        read(dir)
+        let (mut state, running) = read(dir)?;
+        if let Some(running) = running {
+            running.put_in(&mut state);
+        }
+        Ok(state)
     }
 
     /// The state.
@@ -205,14 +292,64 @@ impl Store {
         &self.state
     }
 
+    /// Whether nothing is running.
+    pub fn is_idle(&self) -> bool {
+        self.state.operation.is_none() && self.state.group.is_none()
+    }
+
+    /// Writes down what is begun, on disk first.
+    pub fn begin(&mut self, operation: Operation) -> Result<()> {
+        let running = Running {
+            operation: Some(operation),
+            ..Running::of(&self.state)
+        };
+        write(&self.dir, RUNNING, &running)?;
+        running.put_in(&mut self.state);
+        Ok(())
+    }
+
+    /// Changes what lasts, and ends with it what is running. When that fails nothing has changed.
+    ///
+    /// As [`Store::update`], but without a copy of all that it keeps.
+    pub fn complete(&mut self, change: impl FnOnce(&mut State)) -> Result<()> {
+        change(&mut self.state);
+        if let Err(error) = self.replace() {
+            self.state = Store::peek(&self.dir)?;
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Writes the state as the next one.
+    fn replace(&mut self) -> Result<()> {
+        self.state.generation += 1;
+        write(&self.dir, STATE, &self.state)?;
+        self.written = Running::of(&self.state);
+        // It is of another state now, and counts no more whether it is there or not.
+        let _ = remove(&self.dir);
+        Ok(())
+    }
+
     /// Changes the state, on disk first: when that fails nothing has changed.
     pub fn update(&mut self, change: impl FnOnce(&mut State)) -> Result<()> {
         let mut next = self.state.clone();
         change(&mut next);
-        if next == self.state {
+        let running = Running::of(&next);
+        if next.lasting() != self.state.lasting() {
+            let before = std::mem::replace(&mut self.state, next);
+            if let Err(error) = self.replace() {
+                self.state = before;
+                return Err(error);
+            }
             return Ok(());
         }
-        write(&self.dir, &next)?;
+        if running == Running::of(&self.state) {
+            return Ok(());
+        } else if running == self.written {
+            remove(&self.dir)?;
+        } else {
+            write(&self.dir, RUNNING, &running)?;
+        }
         self.state = next;
         Ok(())
     }
@@ -248,37 +385,70 @@ fn failed(doing: &str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     Error::kernel(format!("cannot {doing} {}", path.display()))
 }
 
-fn read(dir: &Path) -> Result<State> {
-    let path = dir.join("state.json");
-    let text = match fs::read(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(State::default()),
-        Err(error) => return Err(failed("read", &path)(error)),
+/// The state as its file has it, and what is running as the other file has it.
+fn read(dir: &Path) -> Result<(State, Option<Running>)> {
+    let bad = |name: &str| {
+        let path = dir.join(name);
+        |why| Error::State { path, why }
     };
+    let running = text(dir, RUNNING)?.map(|text| serde_json::from_slice(&text));
+    let running = running.transpose().map_err(|error| error.to_string());
+    let running = running.map_err(bad(RUNNING))?;
+    let state = text(dir, STATE)?.map(|text| understand(&text));
+    let state = state.transpose().map_err(bad(STATE))?;
+    Ok((state.unwrap_or_default(), running))
+}
+
+fn text(dir: &Path, name: &str) -> Result<Option<Vec<u8>>> {
+    let path = dir.join(name);
+    match fs::read(&path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed("read", &path)(error)),
+    }
+}
+
+fn understand(text: &[u8]) -> Result<State, String> {
+    let parsed = serde_json::from_slice::<State>(text);
+    // A later version may have any form, so that it is one explains more than what is wrong with the form.
     #[derive(Deserialize)]
     struct Versioned {
         version: u32,
     }
-    let bad = |error: serde_json::Error| Error::State {
-        path: path.clone(),
-        why: error.to_string(),
+    let version = match &parsed {
+        Ok(state) => Ok(state.version),
+        Err(_) => serde_json::from_slice(text).map(|Versioned { version }| version),
     };
-    let Versioned { version } = serde_json::from_slice(&text).map_err(bad)?;
-    if version == 0 || version > VERSION {
-        let why = format!("it has version {version}, this daxdmem reads versions up to {VERSION}");
-        return Err(Error::State { path, why });
+    match version.map_err(|error| error.to_string())? {
+        1..=VERSION => {}
+        version => {
+            return Err(format!(
+                "it has version {version}, this daxdmem reads versions up to {VERSION}"
+            ))
+        }
     }
-    let state: State = serde_json::from_slice(&text).map_err(bad)?;
+    let state = parsed.map_err(|error| error.to_string())?;
     Ok(State {
         version: VERSION,
         ..state
     })
 }
 
-fn write(dir: &Path, state: &State) -> Result<()> {
-    let path = dir.join("state.json");
+/// Says that nothing is running but what the state's own file says.
+fn remove(dir: &Path) -> Result<()> {
+    let path = dir.join(RUNNING);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(failed("remove", &path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn write(dir: &Path, name: &str, what: &impl Serialize) -> Result<()> {
+    let path = dir.join(name);
     let steps = || {
-        let mut text = serde_json::to_vec_pretty(state)?;
+        let mut text = serde_json::to_vec(what)?;
         text.push(b'\n');
         // It holds physical addresses, which sysfs too shows to root only.
         file::replace(&path, &text, 0o600)
@@ -287,354 +457,4 @@ fn write(dir: &Path, state: &State) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::access::Access;
-    use crate::host::Knob;
-    use crate::journal::{
-        Bind, ChangeMode, Create, CreateAll, Destroy, DestroyAll, Rename, Resize, Set, SetAll,
-        Survey,
-    };
-    use crate::mode::Mode;
-    use crate::scrub::Policy;
-
-    fn name(text: &str) -> PartName {
-        text.parse().unwrap()
-    }
-
-    fn identity() -> Identity {
-        Identity {
-            device: "dax0.1".parse().unwrap(),
-            inode: u64::MAX,
-            region: PathBuf::from("/sys/devices/platform/hmem.0"),
-        }
-    }
-
-    fn range() -> Range {
-        Range {
-            start: 4 << 30,
-            len: u64::MAX >> 1,
-        }
-    }
-
-    /// A device that is no guest's.
-    fn bare() -> Device {
-        crate::report::tests::device()
-    }
-
-    fn settings() -> Settings {
-        Settings {
-            scrub: Policy::HandOut,
-            access: Some(Access {
-                uid: 1,
-                gid: 2,
-                mode: "0660".parse().unwrap(),
-            }),
-        }
-    }
-
-    fn operations() -> Vec<Operation> {
-        let region = identity().region;
-        let create = Create {
-            name: name("vm1"),
-            region: region.clone(),
-            known: vec![1, 2],
-            device: None,
-            reused: None,
-            align: 1 << 30,
-            ranges: vec![range()],
-            whole: Some(range()),
-            settings: settings(),
-        };
-        vec![
-            Operation::Survey(Survey {
-                region,
-                known: vec![],
-            }),
-            Operation::Create(Create {
-                device: Some(identity()),
-                reused: Some(2 << 20),
-                ..create.clone()
-            }),
-            Operation::Create(create),
-            Operation::Destroy(Destroy {
-                name: name("vm1"),
-                force: true,
-            }),
-            Operation::Bind(Bind {
-                device: identity(),
-                name: Some(name("vm1")),
-                settings: settings(),
-                before: Some(Access::ROOT),
-            }),
-            Operation::Set(Set {
-                device: identity(),
-                name: None,
-                settings: Settings::default(),
-            }),
-            Operation::Rename(Rename {
-                from: name("vm1").guest,
-                to: name("vm2").guest,
-            }),
-            Operation::Resize(Resize {
-                device: identity(),
-                name: name("vm1"),
-                from: vec![range()],
-                to: vec![],
-                mode: Mode::Unbound,
-                settings: settings(),
-            }),
-            Operation::Mode(ChangeMode {
-                device: identity(),
-                from: Mode::Other("other".to_owned()),
-                to: Mode::SystemRam,
-                settings: settings(),
-                host: vec![Knob {
-                    path: PathBuf::from("/sys/bus/dax/drivers_autoprobe"),
-                    value: "1".to_owned(),
-                }],
-            }),
-        ]
-    }
-
-    fn groups() -> Vec<Group> {
-        let guest = name("db1").guest;
-        let set = Set {
-            device: identity(),
-            name: Some(name("db1:1")),
-            settings: settings(),
-        };
-        vec![
-            Group::Create(CreateAll {
-                guest: guest.clone(),
-                nodes: vec![0, 1],
-            }),
-            Group::Destroy(DestroyAll {
-                guest: guest.clone(),
-                force: true,
-            }),
-            Group::Set(SetAll {
-                guest,
-                sets: vec![set],
-            }),
-        ]
-    }
-
-    #[test]
-    fn a_guest_of_several_devices() {
-        let mut state = State::default();
-        for text in ["db1:1", "db1-x", "db1:0", "db", "db2:7", "db10"] {
-            let record = Record {
-                device: identity(),
-                ranges: Vec::new(),
-                settings: Settings::NEW,
-            };
-            state.guests.insert(name(text), record);
-        }
-        let parts = |text: &str| {
-            let parts = state
-                .named(&name(text))
-                .map_err(|error| error.to_string())?;
-            Ok::<_, String>(
-                parts
-                    .iter()
-                    .map(|(part, _)| part.to_string())
-                    .collect::<Vec<_>>(),
-            )
-        };
-        assert_eq!(parts("db1").unwrap(), ["db1:0", "db1:1"]);
-        assert_eq!(parts("db1:1").unwrap(), ["db1:1"]);
-        assert_eq!(parts("db10").unwrap(), ["db10"]);
-        let error = parts("db1:2").unwrap_err();
-        assert!(
-            error.starts_with("no guest is called db1:2\nThere are: db, db1:0, db1:1, "),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn nothing_there_is_an_empty_state() {
-        let dir = tempfile::tempdir().unwrap();
-        let inner = dir.path().join("daxdmem");
-        assert_eq!(Store::peek(&inner).unwrap(), State::default());
-        assert!(!inner.exists(), "looking makes nothing");
-    }
-
-    #[test]
-    fn what_is_written_is_read_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let groups = groups().into_iter().map(Some).chain([None]).cycle();
-        for (operation, group) in operations().into_iter().zip(groups) {
-            let mut store = Store::lock(dir.path(), || panic!("nobody has the lock")).unwrap();
-            store
-                .update(|state| {
-                    state.guests.insert(
-                        name("vm2"),
-                        Record {
-                            device: identity(),
-                            ranges: vec![range(), range()],
-                            settings: settings(),
-                        },
-                    );
-                    state.keep(None, &bare(), settings());
-                    state.regions.insert(identity().region, range());
-                    state.operation = Some(operation.clone());
-                    state.group = group;
-                })
-                .unwrap();
-            let written = store.state().clone();
-            drop(store);
-            let store = Store::try_lock(dir.path())
-                .unwrap()
-                .expect("the lock is free again");
-            assert_eq!(*store.state(), written);
-            assert_eq!(store.state().operation, Some(operation));
-            assert_eq!(
-                store.state().guest_of(identity().device),
-                Some(&name("vm2"))
-            );
-        }
-    }
-
-    #[test]
-    fn choices_are_kept_for_one_device() {
-        let guest = Record {
-            device: identity(),
-            ranges: vec![range()],
-            settings: Settings::NEW,
-        };
-        let mut state = State::of_guests(BTreeMap::from([(name("vm1"), guest)]));
-        let (bare, vm1) = (bare(), name("vm1"));
-        let mine = Device {
-            name: identity().device,
-            inode: identity().inode,
-            path: identity().region.join("dax0.1"),
-            ..bare.clone()
-        };
-        assert_eq!(state.settings(Some(&vm1), &identity()), Some(Settings::NEW));
-        state.keep(Some(&vm1), &mine, settings());
-        assert_eq!(state.settings(Some(&vm1), &identity()), Some(settings()));
-        // A guest's choices are not those of its device under its own name, nor of another device.
-        assert_eq!(state.settings(None, &identity()), None);
-        assert_eq!(state.settings(Some(&vm1), &bare.identity()), None);
-        state.keep(None, &bare, settings());
-        assert_eq!(state.settings(None, &bare.identity()), Some(settings()));
-        let namesake = Device { inode: 5, ..bare };
-        assert_eq!(state.settings(None, &namesake.identity()), None);
-    }
-
-    #[test]
-    fn a_state_without_choices_is_read() {
-        let dir = tempfile::tempdir().unwrap();
-        let text = r#"{"version": 1, "guests": {"vm1": {"device": {"device": "dax0.1", "inode": 18446744073709551615,
-            "region": "/sys/devices/platform/hmem.0"}, "ranges": []}}, "regions": {}, "operation": null}"#;
-        fs::write(dir.path().join("state.json"), text).unwrap();
-        let state = Store::peek(dir.path()).unwrap();
-        let vm1 = name("vm1");
-        // Scrubbed, and the node is left as it is.
-        assert_eq!(
-            state.settings(Some(&vm1), &identity()),
-            Some(Settings {
-                scrub: Policy::Release,
-                access: None
-            })
-        );
-    }
-
-    #[test]
-    fn nobody_else_reads_or_locks() {
-        use std::os::unix::fs::PermissionsExt;
-        let dir = tempfile::tempdir().unwrap();
-        let inner = dir.path().join("daxdmem");
-        let mut store = Store::lock(&inner, || ()).unwrap();
-        store
-            .update(|state| _ = state.regions.insert(identity().region, range()))
-            .unwrap();
-        for (path, mode) in [("", 0o700), ("lock", 0o600), ("state.json", 0o600)] {
-            let found = fs::metadata(inner.join(path)).unwrap().permissions().mode() & 0o7777;
-            assert_eq!(found, mode, "{path}");
-        }
-    }
-
-    #[test]
-    fn one_at_a_time() {
-        let dir = tempfile::tempdir().unwrap();
-        let first = Store::lock(dir.path(), || ()).unwrap();
-        assert!(Store::try_lock(dir.path()).unwrap().is_none());
-        let waited = std::sync::Barrier::new(2);
-        std::thread::scope(|scope| {
-            let second = scope.spawn(|| {
-                Store::lock(dir.path(), || {
-                    waited.wait();
-                })
-                .map(drop)
-            });
-            waited.wait();
-            assert!(Store::try_lock(dir.path()).unwrap().is_none());
-            drop(first);
-            second.join().unwrap().unwrap();
-        });
-        assert!(Store::try_lock(dir.path()).unwrap().is_some());
-    }
-
-    #[test]
-    fn a_write_that_fails_changes_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut store = Store::lock(dir.path(), || ()).unwrap();
-        store
-            .update(|state| _ = state.regions.insert(identity().region, range()))
-            .unwrap();
-        let before = (
-            store.state().clone(),
-            fs::read(dir.path().join("state.json")).unwrap(),
-        );
-        // A directory in the place of the file that is written aside.
-        fs::create_dir(dir.path().join("state.json.new")).unwrap();
-        let error = store.update(|state| state.regions.clear()).unwrap_err();
-        assert!(error.to_string().starts_with("cannot write "), "{error}");
-        assert_eq!(
-            (
-                store.state().clone(),
-                fs::read(dir.path().join("state.json")).unwrap()
-            ),
-            before
-        );
-    }
-
-    #[test]
-    fn a_file_written_in_part_is_not_the_state() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut store = Store::lock(dir.path(), || ()).unwrap();
-        store
-            .update(|state| _ = state.regions.insert(identity().region, range()))
-            .unwrap();
-        fs::write(dir.path().join("state.json.new"), b"{\"version\": 1, \"gue").unwrap();
-        drop(store);
-        let mut store = Store::lock(dir.path(), || ()).unwrap();
-        assert!(!dir.path().join("state.json.new").exists());
-        assert_eq!(store.state().regions.len(), 1);
-        store.update(|state| state.regions.clear()).unwrap();
-        assert_eq!(Store::peek(dir.path()).unwrap(), State::default());
-    }
-
-    #[test]
-    fn files_it_does_not_understand_are_left_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("state.json");
-        for (text, why) in [
-            ("", "EOF while parsing"),
-            ("[]", "invalid length"),
-            ("{\"version\": 3, \"new\": 1}", "it has version 3, this daxdmem reads versions up to 2"),
-            ("{\"version\": 0}", "it has version 0, "),
-            ("{\"version\": 1}", "missing field `guests`"),
-            ("{\"version\": 1, \"guests\": {\"../x\": {}}, \"regions\": {}, \"operation\": null}", "is no name for a guest"),
-        ] {
-            fs::write(&path, text).unwrap();
-            let error = Store::lock(dir.path(), || ()).unwrap_err().to_string();
-            assert!(error.starts_with(&format!("{} cannot be used: ", path.display())), "{error}");
-            assert!(error.contains(why), "{text}: {error}");
-            assert!(error.contains("move it away"), "{error}");
-            assert_eq!(fs::read_to_string(&path).unwrap(), text);
-        }
-    }
-}
+mod tests;

@@ -7,6 +7,8 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::str::FromStr;
 
+use rustix::fs::{Mode, OFlags, RawDir};
+
 /// The attribute's text without the line end; `None` where it does not exist or may not be read.
 pub fn text(path: &Path) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
@@ -27,6 +29,23 @@ pub fn address(path: &Path) -> Option<u64> {
 pub fn link_name(path: &Path) -> Option<String> {
     let target = fs::read_link(path).ok()?;
     Some(target.file_name()?.to_string_lossy().into_owned())
+}
+
+/// Calls `each` with name and inode number of every entry of a directory but `.` and `..`. As quick as can be: the
+/// directories of regions have as many as there are devices.
+pub fn entries(directory: &Path, mut each: impl FnMut(&str, u64)) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let open = rustix::fs::open(directory, flags, Mode::empty())?;
+    let mut buffer = Vec::with_capacity(32 << 10);
+    let mut entries = RawDir::new(open, buffer.spare_capacity_mut());
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        match entry.file_name().to_str() {
+            Ok("." | "..") | Err(_) => {}
+            Ok(name) => each(name, entry.ino()),
+        }
+    }
+    Ok(())
 }
 
 /// Writes an attribute. Success says that the kernel took the text, not that it did as told.

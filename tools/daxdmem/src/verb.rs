@@ -9,6 +9,7 @@ use crate::bus::{Bus, Device};
 use crate::change::read as bus;
 use crate::driver::Driver;
 use crate::error::{Error, Result, VerbError};
+use crate::land::Land;
 use crate::layout;
 use crate::link::Links;
 use crate::name::{GuestName, PartName, Target};
@@ -45,16 +46,22 @@ pub fn is_root() -> bool {
 
 /// Begins a verb that changes the host: takes the lock and ends what an earlier run left behind.
 fn begin(verb: &'static str, links: &Links) -> Result<Store> {
+    begin_on_land(verb, links).map(|(store, _)| store)
+}
+
+/// As [`begin`], for verbs that look for a place for a device.
+fn begin_on_land(verb: &'static str, links: &Links) -> Result<(Store, Land)> {
     if !is_root() {
         return Err(Error::NotRoot { verb });
     }
     let mut store = Store::lock(Path::new(Store::DIR), || {
         note("waiting for another daxdmem to end")
     })?;
-    for line in repair::repair(&mut store, links)? {
+    let (told, land) = repair::repair_at_a_glance(&mut store, links)?;
+    for line in told {
         note(&line);
     }
-    Ok(store)
+    Ok((store, land))
 }
 
 /// Sees that a driver is there that scrubs.
@@ -83,19 +90,20 @@ fn warn(target: &impl fmt::Display, settings: &Settings) {
 
 /// Begins a verb that only looks: ends what an earlier run left behind, as far as the caller may. `None` where the
 /// caller may not read the state.
-fn look(links: &Links) -> Result<Option<State>> {
+fn look(links: &Links) -> Result<(Option<State>, Bus)> {
     let dir = Path::new(Store::DIR);
     if !is_root() {
-        return Ok(None);
+        return Ok((None, bus()?));
     }
     // A running daxdmem is not an interrupted one.
     let Some(mut store) = Store::try_lock(dir)? else {
-        return Store::peek(dir).map(Some);
+        return Ok((Some(Store::peek(dir)?), bus()?));
     };
-    for line in repair::repair(&mut store, links)? {
+    let (told, now) = repair::repair(&mut store, links)?;
+    for line in told {
         note(&line);
     }
-    Ok(Some(store.state().clone()))
+    Ok((Some(store.state().clone()), now))
 }
 
 /// The guests as the links show them, for who may not read the state.

@@ -15,8 +15,7 @@ use indicatif::{BinaryBytes, ProgressBar, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::{flag, low_level};
 
-use crate::bus::{Identity, Range};
-use crate::change;
+use crate::bus::{Device, Identity, Range};
 use crate::driver::Driver;
 use crate::error::{Error, Result};
 use crate::scrub::{Progress, Scrub, Stage};
@@ -30,7 +29,7 @@ const LINES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// Waits until a device that was just bound can be opened. `what` is how people call it.
 pub fn for_device(what: &str, device: &Identity) -> Result<()> {
     let look = || {
-        let now = change::read()?.same(device).and_then(|now| now.scrub);
+        let now = Device::again(device).and_then(|now| now.scrub);
         stage(device, now)
     };
     let meanwhile = "it is bound, and whoever opens it waits until it is scrubbed";

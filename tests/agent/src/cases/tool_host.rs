@@ -16,6 +16,9 @@ use crate::{check, check_eq, say, sysfs};
 /// Where the tool keeps what it knows.
 pub const STATE: &str = "/run/daxdmem/state.json";
 
+/// Where it keeps what it is about to do.
+const RUNNING: &str = "/run/daxdmem/running.json";
+
 /// Fails the case unless driver and tool are there.
 pub fn need() -> Outcome {
     need_module()?;
@@ -71,6 +74,20 @@ pub fn device_of(name: &str) -> Outcome<Device> {
             link(name).display()
         ))),
     }
+}
+
+/// Fails if the tool's journal holds an operation that has begun and not ended.
+pub fn check_idle() -> Outcome {
+    let running = sysfs::read(RUNNING).unwrap_or_default();
+    check_eq!(running, "", "what is running");
+    let state = sysfs::read(STATE).unwrap_or_default();
+    for part in ["\"operation\":", "\"group\":"] {
+        check!(
+            state.is_empty() || state.contains(&format!("{part}null")),
+            "the journal still has {state}"
+        );
+    }
+    Ok(())
 }
 
 /// Path of a guest's link.

@@ -7,15 +7,15 @@
 
 use std::path::Path;
 
-use crate::case::{Case, Failure, Outcome};
+use crate::case::{Case, Failure, Named, Outcome};
 use crate::command::Command;
 use crate::device::{driver_attribute, Device, DAX_DMEM};
 use crate::region::{Region, GIB, MIB};
 use crate::{check, check_eq, say, sysfs};
 
 use super::tool_host::{
-    access, check_guest, check_no_stale_id, check_not_rebound, done, link, need, pending, Host,
-    STATE,
+    access, check_guest, check_idle, check_no_stale_id, check_not_rebound, done, link, need,
+    pending, Host, STATE,
 };
 use super::tool_tracer::killed_at;
 
@@ -114,11 +114,7 @@ pub fn at_every_step(
             repair.stderr
         );
         done("list")?;
-        let state = sysfs::read(STATE).unwrap_or_default();
-        check!(
-            state.is_empty() || state.contains("\"operation\": null"),
-            "after {at} the journal still has {state}"
-        );
+        check_idle().named(format!("after {at}"))?;
         check_eq!(
             pending(&sysfs::read(driver_attribute(DAX_DMEM, "scrub_policy"))?),
             "",

@@ -11,7 +11,7 @@ use crate::region::{Region, GIB, MIB};
 use crate::{check, check_eq, module, payload, say};
 
 use super::tool_host::{
-    access, check_guest, device_of, done, link, need, refused, tool, Host, STATE,
+    access, check_guest, check_idle, device_of, done, link, need, refused, tool, Host,
 };
 use super::tool_tracer::killed_at;
 
@@ -438,10 +438,7 @@ fn killed() -> Outcome {
             );
             check_eq!(guest.ranges()?, place, "ranges of the running guest");
             check_map(&mapping)?;
-            let state = fs::read_to_string(STATE)?;
-            for text in ["\"operation\": null", "\"group\": null"] {
-                check!(state.contains(text), "the journal still has {state}");
-            }
+            check_idle()?;
             check!(
                 !Path::new("/dev/daxdmem/.new").exists(),
                 "a link is half made"

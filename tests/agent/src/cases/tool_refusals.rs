@@ -499,7 +499,7 @@ fn bad_state() -> Outcome {
         ("", "EOF while parsing"),
         (
             "{\"version\": 99}",
-            "it has version 99, this daxdmem reads versions up to 2",
+            "it has version 99, this daxdmem reads versions up to 3",
         ),
     ] {
         fs::write(STATE, text)?;

@@ -12,6 +12,7 @@ use super::{LayoutError, Wanted};
 use crate::align::Align;
 use crate::bus::{Bus, Device, Identity};
 use crate::error::Result;
+use crate::land::Land;
 use crate::link::Links;
 use crate::making::{candidates, Plan, Planner};
 use crate::mode::Mode;
@@ -260,7 +261,8 @@ impl<'a> Present<'a> {
         let plan =
             |((part, place), (_, record, device)): ((_, Option<Place>), &(_, &Record, _))| {
                 let device: &Device = (*device)?;
-                Some(Plan::again(part, device.region, place?, record.settings))
+                let region = bus.region(device.region)?;
+                Some(Plan::again(part, region, place?, record.settings))
             };
         let plans: Option<Vec<Plan>> = parts.map(plan).collect();
         let all = |plans: &Vec<Plan>| plans.len() == self.devices.len();
@@ -356,6 +358,7 @@ pub fn place(
     };
     let mut regions = Vec::new();
     let mut going: Vec<Identity> = Vec::new();
+    let land = Land::of(bus, store.state());
     for step in &*steps {
         if matches!(step.action, Action::Recreate | Action::Destroy) {
             let present = Present::of(&step.name, store.state(), bus);
@@ -366,10 +369,10 @@ pub fn place(
         };
         for part in &guest.parts {
             links.check(&part.name).map_err(failed(guest))?;
-            regions.extend(candidates(bus, part.node, guest.region).map_err(failed(guest))?);
+            regions.extend(candidates(&land, part.node, guest.region).map_err(failed(guest))?);
         }
     }
-    let mut planner = Planner::new(store, links, bus, &regions, &going)?;
+    let mut planner = Planner::new(store, links, &land, &regions, &going)?;
     for only_kept in [true, false] {
         for step in steps.iter_mut().filter(|step| step.is_made()) {
             let Some(guest) = by_name.get(&step.name) else {

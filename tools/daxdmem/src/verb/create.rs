@@ -2,20 +2,22 @@
 
 //! `daxdmem create`: makes page-less devices for a guest: one, or one on each of several nodes.
 
-use super::{begin, bus, need_driver, warn};
+use super::{begin_on_land, bus, need_driver, warn};
 use crate::bus::Leaves;
 use crate::cli::CreateArgs;
 use crate::error::{Error, Result};
+use crate::land::Land;
 use crate::link::Links;
-use crate::making::{candidates, make_all, Made, Planner};
+use crate::making::{candidates, make_all, Made, Plan, Planner};
 use crate::nodes::{spread, NodesError, Part};
 use crate::settings::Settings;
+use crate::store::Store;
 use crate::terminal::done;
 use crate::wait;
 
 /// Runs it.
 pub fn run(args: &CreateArgs, links: &Links) -> Result<()> {
-    let mut store = begin("create", links)?;
+    let (mut store, land) = begin_on_land("create", links)?;
     let parts = spread(&args.name, args.size, args.align, &args.node)?;
     if args.region.is_some() && parts.len() > 1 {
         return Err(NodesError::Region.into());
@@ -33,19 +35,31 @@ pub fn run(args: &CreateArgs, links: &Links) -> Result<()> {
         });
     }
     let settings = Settings::NEW.with(&args.settings, None)?;
-    let now = bus()?;
-    let mut regions = Vec::new();
-    for part in &parts {
-        regions.extend(candidates(&now, part.node, args.region)?);
-    }
-    let mut planner = Planner::new(&mut store, links, &now, &regions, &[])?;
-    let plans = parts
-        .iter()
-        .map(|part| planner.plan(part, args.region, settings))
-        .collect::<Result<Vec<_>>>()?;
+    let plan = |store: &mut Store, land: &Land| -> Result<Vec<Plan>> {
+        let mut regions = Vec::new();
+        for part in &parts {
+            regions.extend(candidates(land, part.node, args.region)?);
+        }
+        let mut planner = Planner::new(store, links, land, &regions, &[])?;
+        let plan = |part| planner.plan(part, args.region, settings);
+        parts.iter().map(plan).collect()
+    };
+    let plans = plan(&mut store, &land)?;
     need_driver()?;
 
-    let made = make_all(&mut store, links, plans)?;
+    let made = match make_all(&mut store, links, plans) {
+        Err(error) if store.is_idle() => {
+            // The kernel has something against it. Should another program have changed what a guest has, only asking all
+            // devices tells.
+            let asked = Land::of(&bus()?, store.state());
+            if asked.guests() == land.guests() {
+                return Err(error);
+            }
+            let plans = plan(&mut store, &asked)?;
+            make_all(&mut store, links, plans)?
+        }
+        made => made?,
+    };
     drop(store);
     for made in &made {
         report(made, links);

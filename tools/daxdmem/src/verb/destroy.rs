@@ -91,6 +91,7 @@ fn destroy(
 ) -> Result<()> {
     let now = bus()?;
     if now.same(&guest.device).is_none() || !is_there(&now, guest) {
+        links.remove(name)?;
         store.update(|state| drop(state.guests.remove(name)))?;
         done(&format!(
             "{name}: forgotten; {} is gone or somebody else's, and is left alone",

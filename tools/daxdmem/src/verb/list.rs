@@ -2,7 +2,7 @@
 
 //! `daxdmem list`: shows regions and devices.
 
-use super::{bus, is_root, look};
+use super::{is_root, look};
 use crate::cli::ListArgs;
 use crate::driver::Unowned;
 use crate::error::{Error, Result};
@@ -13,8 +13,8 @@ use crate::terminal::{answer, note};
 
 /// Runs it.
 pub fn run(args: &ListArgs, links: &Links) -> Result<()> {
-    let state = look(links)?;
-    let (now, unowned) = (bus()?, Unowned::read());
+    let (state, now) = look(links)?;
+    let unowned = Unowned::read();
     let report = match &state {
         Some(state) => Report::new(now, state, unowned),
         None => Report::with_names(now, &State::default(), links.names(), unowned),

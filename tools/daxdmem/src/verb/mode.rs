@@ -29,8 +29,7 @@ pub fn run(args: &ModeArgs, links: &Links) -> Result<()> {
     match args.mode {
         Some(mode) => change_to(args, mode.into(), links),
         None => {
-            let state = look(links)?;
-            let now = bus()?;
+            let (state, now) = look(links)?;
             let state = state.unwrap_or_else(|| guests_by_links(links, &now));
             let found = resolve(&args.target, &state, &now)?;
             let line = |(device, name): &(&Device, Option<PartName>)| match (found.len(), name) {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use dmem_plan::Leaf;
 
-use super::{bus, guests_by_links, look, resolve};
+use super::{guests_by_links, look, resolve};
 use crate::bus::{gib_leaves, Device};
 use crate::cli::QemuArgs;
 use crate::error::{Error, Result};
@@ -22,8 +22,7 @@ pub fn run(args: &QemuArgs, links: &Links) -> Result<()> {
 
 /// The page-less devices that a command names, each with the path by which QEMU finds it.
 pub fn devices(target: &Target, links: &Links) -> Result<Vec<(Device, PathBuf)>> {
-    let state = look(links)?;
-    let now = bus()?;
+    let (state, now) = look(links)?;
     let state = state.unwrap_or_else(|| guests_by_links(links, &now));
     let found = resolve(target, &state, &now)?;
     if let Some((device, _)) = found.iter().find(|(device, _)| !device.is_page_less()) {

@@ -13,6 +13,7 @@ use crate::cli::ResizeArgs;
 use crate::driver::Driver;
 use crate::error::{Error, Result, VerbError};
 use crate::journal::{Operation, Resize};
+use crate::land::Land;
 use crate::link::Links;
 use crate::making::survey;
 use crate::mode::Mode;
@@ -104,10 +105,11 @@ fn larger(
     align: Align,
 ) -> Result<Vec<Range>> {
     let region = now.region(device.region).ok_or(Error::NoRegion)?;
-    let extents = survey(store, links, &[region], now)?;
+    let extents = survey(store, links, &[region], &Land::of(now, store.state()))?;
     let whole = extents.get(&region.id).copied();
-    let devices: Vec<&Device> = now.devices_of(region.id).collect();
-    let space = whole.and_then(|whole| Space::of(region, whole, &devices, &Driver::quarantine()));
+    let devices = now.devices_of(region.id);
+    let taken = devices.map(|device| device.ranges.as_deref());
+    let space = whole.and_then(|whole| Space::of(region, whole, taken, &Driver::quarantine()));
     let space = space.unwrap_or_else(|| Space::none(region.id));
     let has = device.ranges.as_deref().unwrap_or_default();
     let ranges = grow(&space, has, more, align).map_err(|shortage| Error::NoSpace {

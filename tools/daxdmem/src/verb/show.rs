@@ -2,7 +2,7 @@
 
 //! `daxdmem show`: everything about one device.
 
-use super::{bus, guests_by_links, is_root, look, resolve};
+use super::{guests_by_links, is_root, look, resolve};
 use crate::cli::ShowArgs;
 use crate::driver::{Quarantine, Unowned};
 use crate::error::{Error, Result};
@@ -15,8 +15,8 @@ use crate::users::Users;
 
 /// Runs it.
 pub fn run(args: &ShowArgs, links: &Links) -> Result<()> {
-    let state = look(links)?;
-    let (now, unowned) = (bus()?, Unowned::read());
+    let (state, now) = look(links)?;
+    let unowned = Unowned::read();
     let state = state.unwrap_or_else(|| guests_by_links(links, &now));
     let found = resolve(&args.target, &state, &now)?;
     let wanted: Vec<DeviceName> = found.iter().map(|(device, _)| device.name).collect();

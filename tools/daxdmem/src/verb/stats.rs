@@ -2,7 +2,7 @@
 
 //! `daxdmem stats`: how much memory guests have, and what it saves.
 
-use super::{bus, guests_by_links, look};
+use super::{guests_by_links, look};
 use crate::cli::StatsArgs;
 use crate::driver::Unowned;
 use crate::error::{Error, Result};
@@ -14,8 +14,8 @@ use crate::terminal::answer;
 
 /// Runs it.
 pub fn run(args: &StatsArgs, links: &Links) -> Result<()> {
-    let state = look(links)?;
-    let (now, unowned) = (bus()?, Unowned::read());
+    let (state, now) = look(links)?;
+    let unowned = Unowned::read();
     let state = state.unwrap_or_else(|| guests_by_links(links, &now));
     let report = Report::new(now, &state, unowned);
     let stats = Stats::new(&report, struct_page::size());
