@@ -267,6 +267,26 @@ pub const MACHINES: &[Machine] = &[
         cpus: 1,
         ..STD
     },
+    // The same with far more memory than the machine that runs this has, most of it in one region; see big64.
+    Machine {
+        name: "icount200",
+        memory: 208 * GIB,
+        reserved: &[(200, 4)],
+        parameters: "nokaslr init_on_alloc=0",
+        qemu: &[
+            "-accel",
+            "tcg",
+            "-icount",
+            "shift=0,sleep=off",
+            "-object",
+            "memory-backend-ram,id=ram,size=208G,reserve=off",
+            "-machine",
+            "memory-backend=ram",
+        ],
+        cpus: 1,
+        cost: 3 * GIB,
+        ..STD
+    },
 ];
 
 /// The machine of that name.

@@ -74,7 +74,7 @@ pub struct Region<'c> {
     context: PhantomData<&'c Context>,
 }
 
-impl<'c> Region<'c> {
+impl Region<'_> {
     /// X in the names `daxX.Y` of its devices.
     pub fn id(self) -> Option<u32> {
         // SAFETY: by the invariant a live region.

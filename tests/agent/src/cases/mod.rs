@@ -34,6 +34,7 @@ mod tool_owner;
 mod tool_refusals;
 mod tool_reserve;
 mod tool_resize;
+mod tool_scale;
 mod tool_scrub;
 mod tool_tracer;
 mod tool_verbs;
@@ -77,6 +78,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         tool_reserve::CASES,
         tool_resize::CASES,
         tool_mode::CASES,
+        tool_scale::CASES,
         debug_kernel::CASES,
         demo::CASES,
         lab::CASES,
