@@ -20,6 +20,7 @@ use crate::link::Links;
 use crate::name::{DeviceName, GuestName, PartName};
 use crate::settings::Settings;
 use crate::store::{Record, State, Store};
+use crate::terminal::note;
 use crate::users::Users;
 
 pub use mode::end as end_mode;
@@ -48,8 +49,10 @@ pub enum Ended {
     Renamed(GuestName, GuestName),
     /// A guest has its new size, or as before.
     Resized(PartName, bool),
-    /// A device is used as this.
-    Mode(DeviceName, String),
+    /// A device is used as it was to be, or as before.
+    Mode(DeviceName, bool),
+    /// A device is used as neither.
+    ModeLeft(DeviceName, String),
     /// Another program has changed the device: it stays as it is, without a name.
     LeftAlone(PartName, DeviceName, String),
 }
@@ -57,7 +60,23 @@ pub enum Ended {
 impl Ended {
     /// Whether something is neither as it was nor as it was to be.
     pub fn leaves_something(&self) -> bool {
-        matches!(self, Ended::LeftAlone(..) | Ended::Stays(..))
+        matches!(
+            self,
+            Ended::CreateDone(..) | Ended::LeftAlone(..) | Ended::ModeLeft(..) | Ended::Stays(..)
+        )
+    }
+
+    /// Whether it is as it was to be, of what is not simply undone.
+    fn is_done(&self) -> bool {
+        matches!(
+            self,
+            Ended::DestroyDone(..)
+                | Ended::Bind(_, true)
+                | Ended::Set(_, true)
+                | Ended::Renamed(..)
+                | Ended::Resized(_, true)
+                | Ended::Mode(_, true)
+        )
     }
 }
 
@@ -95,7 +114,9 @@ impl fmt::Display for Ended {
             Ended::Renamed(from, to) => write!(f, "rename {from} {to} was interrupted: completed"),
             Ended::Resized(name, true) => write!(f, "resize {name} was interrupted: completed"),
             Ended::Resized(name, false) => write!(f, "resize {name} was interrupted: undone"),
-            Ended::Mode(device, what) => write!(f, "mode {device} was interrupted: {what}"),
+            Ended::Mode(device, true) => write!(f, "mode {device} was interrupted: completed"),
+            Ended::Mode(device, false) => write!(f, "mode {device} was interrupted: undone"),
+            Ended::ModeLeft(device, what) => write!(f, "mode {device} was interrupted: {what}"),
             Ended::LeftAlone(name, device, why) => {
                 write!(f, "an operation on {name} was interrupted, then {why}: {device} stays as it is, without a name")
             }
@@ -270,9 +291,25 @@ pub fn guest_of(device: &Device, state: &State, bus: &Bus) -> Option<PartName> {
     Some(name.clone())
 }
 
+/// As [`undo`]. Where that has brought it to its end, what failed at first is a remark.
+pub fn finish(store: &mut Store, links: &Links, error: Error) -> Result<()> {
+    match end_all(store, links) {
+        Ok(ended) if !ended.is_empty() && ended.iter().all(Ended::is_done) => {
+            note(&format!("{error}\nTried once more, that went well"));
+            Ok(())
+        }
+        ended => Err(undone(error, ended)),
+    }
+}
+
 /// Ends what failed with `error` in the way that something interrupted is ended.
 pub fn undo(store: &mut Store, links: &Links, error: Error) -> Error {
-    match end_all(store, links) {
+    let ended = end_all(store, links);
+    undone(error, ended)
+}
+
+fn undone(error: Error, ended: Result<Vec<Ended>>) -> Error {
+    match ended {
         Ok(ended) => {
             let left = ended.iter().find(|ended| ended.leaves_something());
             match left.map(ToString::to_string) {

@@ -18,15 +18,17 @@ pub fn end(store: &mut Store, change: &ChangeMode) -> Result<Ended> {
     host::put_back(&change.host)?;
     change::forget_ids(&change.device)?;
     change::settle_policy(&change.device)?;
-    let what = settle(change)?;
+    let ended = settle(change)?;
     store.update(|state| state.operation = None)?;
-    Ok(Ended::Mode(change.device.device, what))
+    Ok(ended)
 }
 
-fn settle(change: &ChangeMode) -> Result<String> {
+fn settle(change: &ChangeMode) -> Result<Ended> {
+    let name = change.device.device;
+    let left = |why: String| Ok(Ended::ModeLeft(name, why));
     let bus = change::read()?;
     let Some(device) = bus.same(&change.device) else {
-        return Ok("the device is gone".to_owned());
+        return left("the device is gone".to_owned());
     };
     let ranges = device.ranges.as_deref().unwrap_or_default();
     let blocks = block_size().map(|size| Blocks::of(ranges, size));
@@ -36,26 +38,20 @@ fn settle(change: &ChangeMode) -> Result<String> {
         if let Some(blocks) = blocks.filter(|_| now == Mode::SystemRam) {
             blocks.online()?;
         }
-        return Ok(match now == change.to {
-            true => "completed".to_owned(),
-            false => "undone".to_owned(),
-        });
+        return Ok(Ended::Mode(name, now == change.to));
     }
     match (now, Users::of(device)) {
         (Mode::Unbound, _) | (Mode::Devdax, None) => {}
-        (Mode::Devdax, Some(users)) => return Ok(format!("then it came into use ({users})")),
-        (now, _) => return Ok(format!("then another program made it {now}")),
+        (Mode::Devdax, Some(users)) => return left(format!("then it came into use ({users})")),
+        (now, _) => return left(format!("then another program made it {now}")),
     }
     if blocks.is_some_and(|blocks| blocks.are_there()) {
-        return Ok("the host keeps memory of it until it is rebooted".to_owned());
+        return left("the host keeps memory of it until it is rebooted".to_owned());
     }
     let wanted = match change.from {
         Mode::SystemRam => &change.to,
         _ => &change.from,
     };
     change::attach(&change.device, wanted, change.settings.scrub)?;
-    Ok(match *wanted == change.to {
-        true => "completed".to_owned(),
-        false => "undone".to_owned(),
-    })
+    Ok(Ended::Mode(name, *wanted == change.to))
 }

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::journal::{Destroy, DestroyAll, Group, Operation};
 use crate::link::Links;
 use crate::name::PartName;
-use crate::repair::{destroy_rest, is_there, may_go, undo, Ended};
+use crate::repair::{destroy_rest, finish, is_there, may_go, Ended};
 use crate::size::Size;
 use crate::store::{Record, Store};
 use crate::terminal::{done, note};
@@ -56,7 +56,8 @@ pub fn destroy_all(store: &mut Store, links: &Links, name: &PartName, force: boo
         let result = destroy(store, links, name, guest, force);
         match (result, gone.as_slice()) {
             (Ok(()), _) => gone.push(name),
-            (Err(error), []) => {
+            // The next command goes on with it.
+            (Err(error @ Error::Unfinished { .. }), _) | (Err(error), []) => {
                 give_up(store)?;
                 return Err(error);
             }
@@ -89,6 +90,11 @@ fn destroy(
     guest: &Record,
     force: bool,
 ) -> Result<()> {
+    // With one of the guest's other devices, which took two tries.
+    if !store.state().guests.contains_key(name) {
+        tell(name, guest);
+        return Ok(());
+    }
     let now = bus()?;
     if now.same(&guest.device).is_none() || !is_there(&now, guest) {
         links.remove(name)?;
@@ -119,8 +125,14 @@ fn destroy(
             });
         }
         Ok(ended) => note(&ended.to_string()),
-        Err(error) => return Err(undo(store, links, error)),
+        Err(error) => finish(store, links, error)?,
     }
+    tell(name, guest);
+    Ok(())
+}
+
+/// Says that it is gone, and what is to be known about its memory.
+fn tell(name: &PartName, guest: &Record) {
     done(&format!(
         "{name}: gone, {} are free again",
         Size(total(guest.ranges.iter()))
@@ -130,5 +142,4 @@ fn destroy(
         let (range, openers) = (held.range, held.openers);
         note(&format!("{range} stays in quarantine until {openers} open files are closed, and is not given out before"));
     }
-    Ok(())
 }

@@ -18,7 +18,7 @@ use crate::lend::{block_size, Blocks};
 use crate::link::Links;
 use crate::mode::Mode;
 use crate::name::PartName;
-use crate::repair::undo;
+use crate::repair::finish;
 use crate::size::Size;
 use crate::store::Store;
 use crate::terminal::{answer, done, note};
@@ -82,7 +82,7 @@ fn change_to(args: &ModeArgs, to: Mode, links: &Links) -> Result<()> {
         timeout: args.timeout(),
     };
     let made = step.make(&mut store, &entry);
-    made.map_err(|error| undo(&mut store, links, error))?;
+    made.or_else(|error| finish(&mut store, links, error))?;
     drop(store);
     step.tell(&entry);
     match entry.to == Mode::PageLess && !args.wait.no_wait {

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::journal::{Operation, Rename};
 use crate::link::Links;
 use crate::name::{PartName, Target};
-use crate::repair::{rename_rest, undo};
+use crate::repair::{finish, rename_rest};
 use crate::terminal::{done, note};
 
 /// Runs it.
@@ -39,7 +39,8 @@ pub fn run(args: &RenameArgs, links: &Links) -> Result<()> {
         to: new.clone(),
     };
     store.update(|state| state.operation = Some(Operation::Rename(entry.clone())))?;
-    rename_rest(&mut store, links, &entry).map_err(|error| undo(&mut store, links, error))?;
+    let renamed = rename_rest(&mut store, links, &entry).map(drop);
+    renamed.or_else(|error| finish(&mut store, links, error))?;
     for (device, part) in &found {
         let node = part.as_ref().and_then(|part| part.node);
         let to = PartName {

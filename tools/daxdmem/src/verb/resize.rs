@@ -18,7 +18,7 @@ use crate::link::Links;
 use crate::making::survey;
 use crate::mode::Mode;
 use crate::name::Target;
-use crate::repair::undo;
+use crate::repair::finish;
 use crate::size::Size;
 use crate::space::{cut, grow, Space};
 use crate::store::Store;
@@ -66,7 +66,7 @@ pub fn run(args: &ResizeArgs, links: &Links) -> Result<()> {
         settings,
     };
     store.update(|state| state.operation = Some(Operation::Resize(entry.clone())))?;
-    make(&mut store, &entry).map_err(|error| undo(&mut store, links, error))?;
+    make(&mut store, &entry).or_else(|error| finish(&mut store, links, error))?;
     drop(store);
 
     let (old, new) = (Size(device.size), args.size);

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::journal::{Group, Operation, Set, SetAll};
 use crate::link::Links;
 use crate::name::PartName;
-use crate::repair::{set_rest, undo};
+use crate::repair::{finish, set_rest};
 use crate::settings::Settings;
 use crate::store::Store;
 use crate::terminal::done;
@@ -58,7 +58,8 @@ pub fn set_all(
     }
     for entry in sets {
         store.update(|state| state.operation = Some(Operation::Set(entry.clone())))?;
-        set_rest(store, &entry).map_err(|error| undo(store, links, error))?;
+        let set = set_rest(store, &entry).map(drop);
+        set.or_else(|error| finish(store, links, error))?;
     }
     store.update(|state| state.group = None)?;
     for (device, name, settings) in changes {
