@@ -14,19 +14,17 @@ pub fn aside(path: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Replaces a file, or makes it, with this mode less the umask.
+/// Replaces a file, or makes it, with this mode less the umask. Leaves nothing beside it where that fails.
 pub fn replace(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
     let aside = aside(path);
     let mut options = fs::OpenOptions::new();
-    let mut file = options
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(mode)
-        .open(&aside)?;
-    file.write_all(text)?;
-    file.sync_all()?;
-    fs::rename(&aside, path)?;
+    let options = options.write(true).create(true).truncate(true).mode(mode);
+    let mut file = options.open(&aside)?;
+    let written = file.write_all(text).and_then(|()| file.sync_all());
+    if let Err(error) = written.and_then(|()| fs::rename(&aside, path)) {
+        let _ = fs::remove_file(&aside);
+        return Err(error);
+    }
     sync_parent(path)
 }
 

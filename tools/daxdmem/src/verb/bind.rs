@@ -3,7 +3,7 @@
 //! `daxdmem bind`: makes existing devices page-less.
 
 use super::{begin, bus, need_driver, resolve, warn, Named};
-use crate::bus::{Device, Identity};
+use crate::bus::Device;
 use crate::change;
 use crate::cli::{BindArgs, SettingsArgs};
 use crate::driver::Driver;
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::journal::{Bind, Operation};
 use crate::link::Links;
 use crate::name::PartName;
-use crate::repair::undo;
+use crate::repair::finish;
 use crate::settings::Settings;
 use crate::store::Store;
 use crate::terminal::{done, note};
@@ -33,13 +33,13 @@ pub fn run(args: &BindArgs, links: &Links) -> Result<()> {
             false => check(device)?,
         }
     }
-    let mut bound: Vec<Identity> = Vec::new();
+    let mut bound: Vec<Bound<'_>> = Vec::new();
     for (device, name) in &found {
-        let result = bind(&mut store, links, &args.settings, device, name);
-        match result {
+        let before = store.state().settings(name.as_ref(), &device.identity());
+        match bind(&mut store, links, &args.settings, device, name) {
             Ok(false) => {}
-            Ok(true) => bound.push(device.identity()),
-            Err(error) => return Err(take_back(error, &bound)),
+            Ok(true) => bound.push((device, name, before)),
+            Err(error) => return Err(take_back(&mut store, error, &bound)),
         }
     }
     drop(store);
@@ -84,19 +84,31 @@ pub fn bind(
             state.operation = None;
         })
     });
-    bound.map_err(|error| undo(store, links, error))?;
+    bound.or_else(|error| finish(store, links, error))?;
     done(&format!("{named}: page-less"));
     warn(&named, &settings);
     Ok(true)
 }
 
+/// A device that was bound, and what had been chosen for it.
+type Bound<'a> = (&'a Device, &'a Option<PartName>, Option<Settings>);
+
 /// Unbinds those of a guest's devices that were bound before another one could not be.
-fn take_back(error: Error, bound: &[Identity]) -> Error {
-    let undone = bound.iter().try_for_each(change::unbind);
+fn take_back(store: &mut Store, error: Error, bound: &[Bound<'_>]) -> Error {
+    let undone = bound.iter().try_for_each(|(device, name, before)| {
+        change::unbind(&device.identity())?;
+        if let Some(access) = device.access {
+            change::set_access(&device.identity(), access)?;
+        }
+        store.update(|state| match before {
+            Some(before) => state.keep(name.as_ref(), device, *before),
+            None => drop(state.devices.remove(&device.name)),
+        })
+    });
     match undone {
         Ok(()) => {
-            for device in bound {
-                note(&format!("{}: unbound again", device.device));
+            for (device, ..) in bound {
+                note(&format!("{}: unbound again", device.name));
             }
             error
         }

@@ -48,10 +48,12 @@ pub fn run(args: &LibvirtSetupArgs, links: &Links) -> Result<()> {
         done("Nothing is changed yet: --apply does that");
         return Ok(());
     }
-    for edit in &edits {
-        let path = edit.path.display();
-        edit.apply()
-            .map_err(Error::kernel(format!("cannot change {path}")))?;
+    for (index, edit) in edits.iter().enumerate() {
+        edit.apply().map_err(|error| {
+            let path = edit.path.display();
+            let error = Error::kernel(format!("cannot change {path}"))(error);
+            take_back(error, edits.get(..index).unwrap_or_default())
+        })?;
         // The directory of a file that is gone goes, too, unless it has others.
         if let (None, Some(dir)) = (&edit.new, edit.path.parent()) {
             let _ = fs::remove_dir(dir);
@@ -62,6 +64,20 @@ pub fn run(args: &LibvirtSetupArgs, links: &Links) -> Result<()> {
          stay as they are",
     );
     Ok(())
+}
+
+/// Undoes the changes that were made before one failed.
+fn take_back(error: Error, made: &[Edit]) -> Error {
+    let failed = made
+        .iter()
+        .find_map(|edit| Some((edit, edit.reverse().apply().err()?)));
+    match failed {
+        None => error,
+        Some((edit, why)) => Error::LeftBehind {
+            error: Box::new(error),
+            what: format!("{} is changed already ({why})", edit.path.display()),
+        },
+    }
 }
 
 /// The devices that the layout declares, whether they are there now or not.

@@ -72,12 +72,12 @@ fn write(file: &Path, text: String) -> Result<()> {
         done(&format!("{name} is as it should be"));
         return Ok(());
     }
-    edit.apply().map_err(failed())?;
-    match edit.old {
-        Some(_) => answer(&edit.diff()),
-        None => {
-            done(&format!("{name} written"));
-            Ok(())
-        }
+    if edit.old.is_some() {
+        answer(&edit.diff())?;
     }
+    edit.apply().map_err(failed())?;
+    if edit.old.is_none() {
+        done(&format!("{name} written"));
+    }
+    Ok(())
 }

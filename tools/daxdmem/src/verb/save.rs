@@ -40,6 +40,7 @@ pub fn run(args: &SaveArgs, links: &Links) -> Result<()> {
     let steps = compare(&guests, state, &now, false, |_| None);
     let kept_file = Path::new(Placement::FILE);
     let kept = Placement::read(kept_file).unwrap_or_default();
+    let kept_text = fs::read(kept_file).ok();
     placement(&steps).write(&kept, kept_file)?;
 
     // The operator's own words are better than ours.
@@ -56,8 +57,14 @@ pub fn run(args: &SaveArgs, links: &Links) -> Result<()> {
         ));
         return Ok(());
     }
-    let old = write(&path, &text(&guests));
-    let old = old.map_err(Error::kernel(format!("cannot write {}", path.display())))?;
+    let old = write(&path, &text(&guests)).map_err(|error| {
+        // As it was. What cannot be put back is where the guests are: that is never wrong.
+        let _ = match kept_text {
+            Some(text) => file::replace(kept_file, &text, 0o600),
+            None => fs::remove_file(kept_file),
+        };
+        Error::kernel(format!("cannot write {}", path.display()))(error)
+    })?;
     let old = old.map_or(String::new(), |old| {
         format!("; what was there is {} now", old.display())
     });
@@ -67,6 +74,9 @@ pub fn run(args: &SaveArgs, links: &Links) -> Result<()> {
 
 /// Writes the layout. The last one is kept beside it; its path.
 fn write(path: &Path, text: &str) -> io::Result<Option<PathBuf>> {
+    if path.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
     }

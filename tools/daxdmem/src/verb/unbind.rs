@@ -9,7 +9,7 @@ use crate::bus::Device;
 use crate::change;
 use crate::cli::UnbindArgs;
 use crate::driver::Driver;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::link::Links;
 use crate::repair::may_go;
 use crate::size::Size;
@@ -24,9 +24,19 @@ pub fn run(args: &UnbindArgs, links: &Links) -> Result<()> {
     for (device, name) in found.iter().filter(|(device, _)| device.driver.is_some()) {
         may_go(device, &Named(name, device), args.force)?;
     }
-    found
-        .iter()
-        .try_for_each(|(device, name)| unbind(device, &Named(name, device)))
+    let mut last: Option<Named<'_>> = None;
+    for (device, name) in &found {
+        let named = Named(name, device);
+        unbind(device, &named).map_err(|error| match &last {
+            None => error,
+            Some(last) => Error::LeftBehind {
+                error: Box::new(error),
+                what: format!("{last} is unbound already, {named} stays"),
+            },
+        })?;
+        last = Some(named);
+    }
+    Ok(())
 }
 
 fn unbind(device: &Device, named: &Named<'_>) -> Result<()> {
