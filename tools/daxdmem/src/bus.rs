@@ -138,9 +138,19 @@ impl From<Range> for Extent {
     }
 }
 
+/// Whether the bus has devices. libdaxctl takes one that it cannot read for an empty one.
+fn are_there() -> io::Result<bool> {
+    match fs::read_dir("/sys/bus/dax/devices") {
+        Ok(entries) => Ok(entries.collect::<io::Result<Vec<_>>>()?.len() > 0),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 impl Bus {
     /// Reads the bus. A host without any dax device has an empty one.
     pub fn read() -> io::Result<Bus> {
+        let there = are_there()?;
         let context = Context::new()?;
         let mut bus = Bus::default();
         for region in context.regions() {
@@ -161,6 +171,9 @@ impl Bus {
                 ranges,
             ));
             bus.devices.extend(devices);
+        }
+        if there && bus.devices.is_empty() {
+            return Err(io::Error::other("libdaxctl finds none of its devices"));
         }
         bus.regions.sort_by_key(|region| region.id);
         bus.devices.sort_by_key(|device| device.name);

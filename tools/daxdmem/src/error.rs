@@ -152,7 +152,10 @@ pub enum Error {
     )]
     Bound { target: Target },
 
-    #[error("{target} is not page-less now ({mode})\nBind it first: `daxdmem bind {target}`")]
+    #[error(
+        "{target} is not page-less now ({mode})\nMake it so first: `daxdmem {}`",
+        if mode == "unbound" { format!("bind {target}") } else { format!("mode {target} page-less") }
+    )]
     NotBound { target: Target, mode: String },
 
     #[error("dax_dmem did not take {device}{instead}\nThe kernel log says why: `dmesg | tail`")]
@@ -208,7 +211,13 @@ pub enum Error {
     #[error(transparent)]
     Reserve(#[from] ReserveError),
 
-    #[error("{error}\nUndoing what had been done failed as well: {undo}\nThe next daxdmem command tries again")]
+    #[error(
+        "{error}\n{}The next daxdmem command tries again",
+        match undo.to_string() {
+            undo if undo == error.to_string() => "It is not done, and not undone. ".to_owned(),
+            undo => format!("Undoing what had been done failed as well: {undo}\n"),
+        }
+    )]
     Unfinished { error: Box<Error>, undo: Box<Error> },
 }
 

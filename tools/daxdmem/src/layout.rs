@@ -39,7 +39,7 @@ pub struct Wanted {
 #[derive(Debug, thiserror::Error)]
 pub enum LayoutError {
     /// There is no file.
-    #[error("there is no layout at {path}\n`daxdmem save` writes the present guests there")]
+    #[error("there is no layout at {path}\n`daxdmem save {path}` writes the present guests there")]
     Missing { path: PathBuf },
     /// The file is not of the form.
     #[error("{path}: {why}")]

@@ -42,18 +42,18 @@ pub enum NodesError {
     #[error("node {node} is named twice\nName each node once")]
     Twice { node: u32 },
     /// Some nodes have a size and some have none.
-    #[error("node {node} has no size, others have\nGive each node its size, or none and --size for all together")]
+    #[error("node {node} has no size, others have\nGive each node its size, or none, and one for all together")]
     Unsaid { node: u32 },
     /// Nothing says how much.
-    #[error("the size is missing\nGive it with --size, or for each node: --node 0=4G,1=4G")]
+    #[error("the size is missing\nGive one for all together, like 8G, or one for each node, like 0=4G,1=4G")]
     NoSize,
     /// The nodes' sizes make another sum.
-    #[error("the nodes' sizes add up to {sum}, --size says {size}\nLeave --size out, or make the two agree")]
+    #[error("the nodes' sizes add up to {sum}, the size for all together is {size}\nLeave that out, or make the two agree")]
     Sum { sum: Size, size: Size },
     /// The size cannot be split.
     #[error(
         "size {size} cannot be split evenly over {nodes} nodes in units of {grain}, as align {align} wants\n\
-         Use {near}, or give each node its size: --node 0=4G,1=8G"
+         Use {near}, or give each node its own size, like 0=4G,1=8G"
     )]
     Uneven {
         size: Size,
@@ -195,7 +195,7 @@ mod tests {
                 "8G",
                 "",
                 "0=4G,1=8G",
-                "the nodes' sizes add up to 12G, --size says 8G",
+                "the nodes' sizes add up to 12G, the size for all together is 8G",
             ),
             (
                 "3G",

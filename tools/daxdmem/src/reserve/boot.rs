@@ -168,6 +168,8 @@ impl Loader {
                 Ok(output) => {
                     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
                     format!("{said} ({})", output.status)
+                        .trim_start()
+                        .to_owned()
                 }
                 Err(error) => error.to_string(),
             };
