@@ -70,6 +70,9 @@ pub struct Lab {
 /// Modules the root file system needs before it can be mounted.
 const ROOT_MODULES: &[&str] = &["virtio_blk", "squashfs", "overlay"];
 
+/// The tool's recorded sessions, which the agent plays.
+const SESSIONS: &str = "/src/tools/daxdmem/tests/sessions";
+
 impl Lab {
     /// Finds the lab in `directory`, with build output below `target`; `extra` files go into the VMs, too.
     pub fn find(directory: &Path, target: &Path, choice: Kernel, extra: &[PathBuf]) -> Result<Lab> {
@@ -117,9 +120,16 @@ impl Lab {
             driver,
             target.join("release/daxdmem"),
         ];
+        let sessions = Path::new(SESSIONS);
+        let sessions = fs::read_dir(sessions).map_err(|error| format!("{SESSIONS}: {error}"))?;
         let payload = payload
             .into_iter()
             .filter(|path| path.exists())
+            .chain(sessions.flatten().map(|entry| entry.path()))
+            .filter(|path| {
+                path.extension()
+                    .is_none_or(|end| end != "rs" && end != "md")
+            })
             .chain(extra.iter().cloned())
             .collect();
         Ok(Lab {

@@ -36,6 +36,7 @@ mod tool_reserve;
 mod tool_resize;
 mod tool_scale;
 mod tool_scrub;
+mod tool_sessions;
 mod tool_tracer;
 mod tool_verbs;
 
@@ -74,6 +75,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         tool_layout_reset::CASES,
         tool_scrub::CASES,
         tool_owner::CASES,
+        tool_sessions::CASES,
         tool_check::CASES,
         tool_reserve::CASES,
         tool_resize::CASES,

@@ -6,6 +6,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use dmem_sessions::differences;
+
 use crate::case::{Failure, Named, Outcome};
 use crate::command::{Command, Ran};
 use crate::device::{driver_attribute, Device, Range, DAX_DMEM};
@@ -234,20 +236,14 @@ impl Host {
         self
     }
 
+    /// All that was read, by path.
+    pub fn into_entries(self) -> BTreeMap<String, String> {
+        self.0
+    }
+
     /// Fails unless this is what was there before; names the differences.
     pub fn expect(&self, before: &Host, when: &str) -> Outcome {
-        let mut differences = Vec::new();
-        for (path, text) in &self.0 {
-            match before.0.get(path) {
-                None => differences.push(format!("{path} is new: '{text}'")),
-                Some(old) if old != text => {
-                    differences.push(format!("{path} was '{old}', is '{text}'"));
-                }
-                Some(_) => {}
-            }
-        }
-        let gone = before.0.keys().filter(|path| !self.0.contains_key(*path));
-        differences.extend(gone.map(|path| format!("{path} is gone")));
+        let differences = differences(&before.0, &self.0);
         check!(
             differences.is_empty(),
             "the host is not the same {when}: {}",
@@ -271,7 +267,7 @@ pub fn access(node: &Path) -> Outcome<String> {
 }
 
 /// Every readable file and every link below a directory; links are not followed.
-fn walk(directory: &Path, found: &mut BTreeMap<String, String>) {
+pub fn walk(directory: &Path, found: &mut BTreeMap<String, String>) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();
         let Ok(kind) = entry.file_type() else {
