@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the tool refuses: the message says what to do, the exit code is not zero, and nothing has changed.
-
-use std::fs;
-use std::path::Path;
+//! What the tool refuses where that takes more than its sessions can set up (see tool_sessions.rs): the message says
+//! what to do, the exit code is not zero, and nothing has changed.
 
 use crate::case::{Case, Outcome};
 use crate::child::Child;
@@ -12,33 +10,19 @@ use crate::mapping::Map;
 use crate::region::{Region, GIB, MIB};
 use crate::{check, check_eq, module, probe, say, sysfs};
 
-use super::tool_host::{check_guest, done, link, need, refused, refused_by, tool, Host, STATE};
+use super::tool_host::{check_guest, done, link, need, refused, tool, Host, STATE};
 
 pub const CASES: &[Case] = &[
     Case {
         name: "tool-refusals",
-        shows: "unknown names, regions and devices, sizes and space that do not fit, taken names: refused, nothing changed",
+        shows: "where no whole GiB is free the tool says what fits",
         run: refusals,
         ..Case::DEFAULT
     },
     Case {
         name: "tool-not-root",
-        shows: "who is not root may look, learns no physical address, and is refused everything else",
+        shows: "who is not root may look, and learns no physical address",
         run: not_root,
-        ..Case::DEFAULT
-    },
-    Case {
-        name: "tool-no-driver",
-        shows: "without the driver the tool tries modprobe, then says what is missing; with it it goes on by itself",
-        fresh: true,
-        run: no_driver,
-        ..Case::DEFAULT
-    },
-    Case {
-        name: "tool-no-region",
-        shows: "on a host without reserved memory the tool says how to get some",
-        machine: "small",
-        run: no_region,
         ..Case::DEFAULT
     },
     Case {
@@ -62,95 +46,12 @@ pub const CASES: &[Case] = &[
         run: disturbed,
         ..Case::DEFAULT
     },
-    Case {
-        name: "tool-bad-state",
-        shows: "a state file that the tool does not understand is left alone, and so is everything else",
-        run: bad_state,
-        ..Case::DEFAULT
-    },
 ];
 
 fn refusals() -> Outcome {
     need()?;
     let region = Region::first()?;
-    done("create vm1 --size 2G")?;
-    let device = check_guest("vm1", 2 * GIB)?;
-    let free = "region 0 has 4G free, in pieces of 4G at most";
-    for (words, texts) in [
-        (
-            "create vm1 --size 1G",
-            &["the name vm1 is taken", &device.name, "daxdmem destroy vm1"][..],
-        ),
-        (
-            "create vm2 --size 8G",
-            &["no space for 8G with align 1G", free, "Ask for 4G or less"],
-        ),
-        (
-            "create vm2 --size 1.5G --align 1G",
-            &["size 1.5G is no multiple of 1G", "1G or 2G", "--align 2M"],
-        ),
-        (
-            "create vm2 --size 3M",
-            &["size 3M is no multiple of 2M", "2M or 4M"],
-        ),
-        (
-            "create vm2 --size 1M --align 4K",
-            &["size 1M is no multiple of 2M", "Use 2M"],
-        ),
-        ("create vm2 --size 0", &["size 0 is no multiple of 1G"]),
-        (
-            "create vm2 --size 1G --region 9",
-            &["there is no region 9", "0 (4G free", "leave --region out"],
-        ),
-        (
-            "create vm2 --size 1G --node 9",
-            &["no region lies on node 9", "leave --node out"],
-        ),
-        ("destroy vm2", &["no guest is called vm2", "There are: vm1"]),
-        ("bind vm2", &["no guest is called vm2"]),
-        (
-            "unbind dax0.77",
-            &["there is no device dax0.77", "daxdmem list"],
-        ),
-        ("qemu-args dax7.7", &["there is no device dax7.7"]),
-    ] {
-        refused(words, texts)?;
-    }
-    for (words, text) in [
-        ("create VM2 --size 1G", "'VM2' is no name for a guest"),
-        ("create ../x --size 1G", "'../x' is no name for a guest"),
-        (
-            "create dax0.9 --size 1G",
-            "'dax0.9' is the name of a device",
-        ),
-        ("create vm2 --size 1Q", "'1Q' is no size"),
-        (
-            "create vm2 --size 1G --align 8K",
-            "'8K' is no alignment: use 4K, 2M or 1G",
-        ),
-        ("create vm2", "--size <SIZE>"),
-        ("frobnicate", "unrecognized subcommand"),
-    ] {
-        let command = Command::line(&format!("daxdmem {words}"));
-        refused_by(&command, words, 2, &[text])?;
-    }
-
-    let vacant = region.create(2 * MIB, &[])?;
-    refused(
-        &format!("bind {}", vacant.name),
-        &["has no memory", "daxdmem create"],
-    )?;
-    vacant.destroy()?;
-
-    fs::write("/dev/daxdmem/vm2", "somebody else's")?;
-    refused(
-        "create vm2 --size 1G",
-        &["/dev/daxdmem/vm2 is in the way", "Move it away"],
-    )?;
-    fs::remove_file("/dev/daxdmem/vm2")?;
-
     // The region is full of pieces without a whole GiB.
-    done("destroy vm1")?;
     let fillers = (0..6)
         .map(|gib| region.create(2 * MIB, &[(gib * GIB + GIB / 2, 2 * MIB)]))
         .collect::<Outcome<Vec<_>>>()?;
@@ -158,15 +59,7 @@ fn refusals() -> Outcome {
         "create vm2 --size 1G",
         &["0 of it at that alignment", "With --align 2M it fits"],
     )?;
-    fillers.into_iter().try_for_each(Device::destroy)?;
-
-    // Nothing is left at all.
-    let all = region.create(2 * MIB, &[(0, region.size)])?;
-    refused(
-        "create vm2 --size 2M",
-        &["region 0 has 0 free", "daxdmem destroy"],
-    )?;
-    all.destroy()
+    fillers.into_iter().try_for_each(Device::destroy)
 }
 
 fn not_root() -> Outcome {
@@ -177,16 +70,6 @@ fn not_root() -> Outcome {
             "setpriv --reuid 65534 --regid 65534 --clear-groups daxdmem {words}"
         ))
     };
-    for (words, verb) in [
-        ("create vm2 --size 1G", "create"),
-        ("destroy vm1", "destroy"),
-        ("destroy vm1 --force", "destroy"),
-        ("bind vm1", "bind"),
-        ("unbind vm1", "unbind"),
-    ] {
-        let text = format!("daxdmem {verb} changes the host, which takes root");
-        refused_by(&as_nobody(words), words, 1, &[&text, "sudo"])?;
-    }
     let list = as_nobody("list --json").run()?;
     check!(
         list.contains("\"guest\": \"vm1\"") && list.contains("\"size\": 1073741824"),
@@ -223,62 +106,6 @@ fn not_root() -> Outcome {
         );
     }
     done("destroy vm1").map(drop)
-}
-
-fn no_driver() -> Outcome {
-    need()?;
-    module::unload(DAX_DMEM)?;
-    check!(
-        !Path::new("/sys/bus/dax/drivers").join(DAX_DMEM).exists(),
-        "the driver is still there"
-    );
-    // Looking does not load it.
-    done("list")?;
-    check!(!module::loaded(DAX_DMEM), "list loaded the driver");
-
-    let configuration = "/etc/modprobe.d/dax_dmem-lab.conf";
-    let works = fs::read_to_string(configuration)?;
-    fs::write(configuration, format!("install {DAX_DMEM} /bin/false\n"))?;
-    let device = Region::first()?.create(2 * MIB, &[(0, 64 * MIB)])?;
-    let texts = [
-        "the driver dax_dmem is not loaded",
-        "modprobe",
-        "Install the module for this kernel",
-    ];
-    refused("create vm1 --size 1G", &texts)?;
-    refused(&format!("bind {}", device.name), &texts)?;
-
-    fs::write(configuration, works)?;
-    done("create vm1 --size 1G")?;
-    check_guest("vm1", GIB)?;
-    done("destroy vm1")?;
-    device.destroy()
-}
-
-fn no_region() -> Outcome {
-    need()?;
-    for module in ["dax_hmem", "device_dax", "dax_dmem"] {
-        // Without a region they may be loaded or not; what counts is that there is none.
-        let _ = module::load(module);
-    }
-    refused(
-        "create vm1 --size 1G",
-        &["this host has no dax region", "`daxdmem reserve` plans"],
-    )?;
-    refused("bind dax0.0", &["there is no device dax0.0"])?;
-    let list = tool("list")?;
-    check_eq!(list.code, Some(0), "exit code of list");
-    check!(
-        list.stderr.contains("this host has no dax region"),
-        "list says {}",
-        list.stderr
-    );
-    let json = done("list --json")?;
-    check!(
-        json.contains("\"regions\": []") && json.contains("\"devices\": []"),
-        "list --json shows {json}"
-    );
-    Ok(())
 }
 
 fn in_use() -> Outcome {
@@ -489,40 +316,4 @@ fn disturbed() -> Outcome {
     Host::look()?
         .without_history()
         .expect(&before, "when all is quiet again")
-}
-
-fn bad_state() -> Outcome {
-    need()?;
-    done("create vm1 --size 1G")?;
-    let good = fs::read_to_string(STATE)?;
-    for (text, why) in [
-        ("", "EOF while parsing"),
-        (
-            "{\"version\": 99}",
-            "it has version 99, this daxdmem reads versions up to 3",
-        ),
-    ] {
-        fs::write(STATE, text)?;
-        for words in [
-            "create vm2 --size 1G",
-            "destroy vm1",
-            "unbind vm1",
-            "list",
-            "qemu-args vm1",
-        ] {
-            refused(
-                words,
-                &[
-                    "/run/daxdmem/state.json cannot be used",
-                    why,
-                    "move it away",
-                ],
-            )?;
-        }
-    }
-    fs::write(STATE, good)?;
-    let before = Host::look()?;
-    done("list")?;
-    Host::look()?.expect(&before, "after looking")?;
-    done("destroy vm1").map(drop)
 }
