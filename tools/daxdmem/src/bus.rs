@@ -141,7 +141,7 @@ impl From<Range> for Extent {
 /// Whether the bus has devices. libdaxctl takes one that it cannot read for an empty one.
 fn are_there() -> io::Result<bool> {
     match fs::read_dir("/sys/bus/dax/devices") {
-        Ok(entries) => Ok(entries.collect::<io::Result<Vec<_>>>()?.len() > 0),
+        Ok(entries) => Ok(!entries.collect::<io::Result<Vec<_>>>()?.is_empty()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }

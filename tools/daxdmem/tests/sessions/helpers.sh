@@ -3,11 +3,14 @@
 #
 # What sessions may use besides the tool and plain programs: README.md tells.
 
-regions=/sys/devices/platform/hmem_platform.0
-region=$regions/hmem.0
-driver=/sys/bus/dax/drivers/dax_dmem
-memory=/sys/devices/system/memory
-state=/run/daxdmem/state.json
+# shellcheck disable=SC2034 # sessions use them
+{
+	regions=/sys/devices/platform/hmem_platform.0
+	region=$regions/hmem.0
+	driver=/sys/bus/dax/drivers/dax_dmem
+	memory=/sys/devices/system/memory
+	state=/run/daxdmem/state.json
+}
 
 nobody() {
 	setpriv --reuid 65534 --regid 65534 --clear-groups "$@"
@@ -54,6 +57,7 @@ guest() {
 }
 
 hold() {
+	# shellcheck disable=SC2217 # it is there to have the file open
 	sleep 1000 <"$1" >/dev/null 2>&1 &
 }
 
