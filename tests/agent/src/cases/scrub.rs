@@ -11,6 +11,7 @@ use std::process::{self, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::case::{errno, Case, Named, Outcome};
+use crate::cmdline::patient;
 use crate::command::Command;
 use crate::device::{driver_attribute, Device, DAX_DMEM, DEVICE_DAX};
 use crate::kvm;
@@ -576,7 +577,7 @@ fn tool_killed() -> Outcome {
         .stderr(Stdio::null())
         .spawn()
         .named("daxdmem")?;
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + patient(SOON);
     while link("vm1").symlink_metadata().is_err() {
         check!(Instant::now() < deadline, "create made no link");
     }
