@@ -9,6 +9,7 @@ mod kernel;
 mod kvm;
 mod libvirt;
 mod memory;
+mod poison;
 
 use std::fs;
 use std::path::PathBuf;
@@ -175,6 +176,7 @@ pub fn findings(scene: &Scene) -> Vec<Finding> {
     findings.extend(kernel::findings(scene));
     findings.extend(memory::findings(scene));
     findings.extend(devices::findings(scene));
+    findings.extend(poison::findings(scene));
     findings.extend(kvm::findings(scene));
     findings.extend(libvirt::findings(scene));
     if !scene.is_root {

@@ -5,6 +5,7 @@
 pub mod check;
 pub mod layout;
 mod libvirt;
+pub mod poison;
 pub mod reserve;
 mod shell;
 mod verbs;
@@ -131,6 +132,13 @@ pub enum Command {
     ///
     /// A layout that declares just these guests is left as it is; another one is kept as FILE.old.
     Save(SaveArgs),
+    /// Show and edit which pages are kept out of use because they failed
+    ///
+    /// A page of 4K that reports an uncorrectable error is out of use at once and for good: whoever maps it is told, and
+    /// no device is made of it, nor of the 2M around it, after the one that has it is destroyed. This is recorded, and
+    /// holds after a reboot.
+    #[command(after_long_help = poison::EXAMPLES)]
+    Poison(poison::PoisonArgs),
     /// Print the arguments with which QEMU takes its guest's memory from a device
     ///
     /// As in: qemu-system-x86_64 $(daxdmem qemu-args vm1) -accel kvm ...

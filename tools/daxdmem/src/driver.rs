@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use crate::bus::Range;
 use crate::host;
 use crate::name::DeviceName;
+use crate::poison::{self, Pages};
 use crate::scrub::{Policy, Progress};
 use crate::sysfs;
 
@@ -54,6 +55,9 @@ pub struct Unowned {
     pub scrubbing: Option<Vec<Scrubbing>>,
     /// Ranges known to be zero; `None` as above.
     pub clean: Option<Vec<Range>>,
+    /// Pages that failed, whoever has them: what the driver knows, and what is recorded. `None` where the caller may not
+    /// know.
+    pub poison: Option<Pages>,
 }
 
 impl Unowned {
@@ -64,6 +68,7 @@ impl Unowned {
             quarantine: Driver::quarantine(),
             scrubbing: Driver::scrubbing(),
             clean: clean.map(|text| text.lines().filter_map(range).collect()),
+            poison: poison::visible(),
         }
     }
 }
@@ -180,6 +185,31 @@ impl Driver {
         )
     }
 
+    /// The pages that reported an uncorrectable error, as ranges; `None` where the driver is not there, or the list not
+    /// the caller's to read.
+    pub fn poison() -> Option<Vec<Range>> {
+        let path = Self::attribute("poison");
+        let mut last = sysfs::text(&path)?;
+        // The kernel gives it in pieces, between which it may grow.
+        loop {
+            let text = sysfs::text(&path)?;
+            if text == last {
+                return text.lines().map(range).collect();
+            }
+            last = text;
+        }
+    }
+
+    /// Tells of an uncorrectable error in the page at this address.
+    pub fn add_poison(page: u64) -> io::Result<()> {
+        sysfs::write(&Self::attribute("poison"), &format!("add {page:#x}"))
+    }
+
+    /// Has the page at this address tested and taken back into use.
+    pub fn clear_poison(page: u64) -> io::Result<()> {
+        sysfs::write(&Self::attribute("poison"), &format!("clear {page:#x}"))
+    }
+
     /// What was told for the next bind of the device.
     fn told_policy(device: DeviceName) -> Option<Policy> {
         policy_of(device, &Self::lines("scrub_policy")?)
@@ -209,7 +239,7 @@ fn policy_of(device: DeviceName, text: &str) -> Option<Policy> {
 }
 
 /// `0xSTART-0xEND`, the end inclusive.
-fn range(text: &str) -> Option<Range> {
+pub fn range(text: &str) -> Option<Range> {
     let (start, last) = text.split_once('-')?;
     let hex = |text: &str| u64::from_str_radix(text.strip_prefix("0x")?, 16).ok();
     let (start, last) = (hex(start)?, hex(last)?);

@@ -16,6 +16,7 @@ use crate::layout::LayoutError;
 use crate::libvirt::LibvirtError;
 use crate::name::{DeviceName, GuestName, PartName, Target};
 use crate::nodes::NodesError;
+use crate::poison::error::PoisonError;
 use crate::reserve::error::ReserveError;
 use crate::size::Size;
 use crate::space::Shortage;
@@ -179,6 +180,9 @@ pub enum Error {
     #[error(transparent)]
     Verb(#[from] VerbError),
 
+    #[error(transparent)]
+    Poison(#[from] PoisonError),
+
     #[error("{what}: {source}{hint}")]
     Kernel {
         what: String,
@@ -246,6 +250,7 @@ impl Error {
             | Error::Verb(VerbError::Kept { .. })
             | Error::Reserve(ReserveError::LoaderTwice { .. }) => true,
             Error::Layout(LayoutError::NotReached { left, .. }) => *left,
+            Error::Poison(error) => error.leaves_something(),
             _ => false,
         }
     }

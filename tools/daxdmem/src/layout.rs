@@ -2,8 +2,8 @@
 
 //! The layout: the guests that a host is to have, as a file declares them.
 //!
-//! [`mod@file`] reads and writes it, [`plan`] finds what differs between it and the host and where the new devices go,
-//! [`placement`] remembers that over a reboot, [`show`] tells people and programs.
+//! [`mod@file`] reads and writes it, [`plan`] finds what differs between it and the host, [`mod@place`] where the new
+//! devices go, [`placement`] remembers that over a reboot, [`show`] tells people and programs.
 
 use std::path::PathBuf;
 
@@ -13,6 +13,7 @@ use crate::nodes::Part;
 use crate::settings::Settings;
 
 pub mod file;
+pub mod place;
 pub mod placement;
 pub mod plan;
 pub mod show;

@@ -34,6 +34,7 @@ mod making;
 mod mode;
 mod name;
 mod nodes;
+mod poison;
 mod repair;
 mod report;
 mod reserve;
@@ -79,6 +80,7 @@ fn main() -> ExitCode {
         Command::Rename(args) => verb::rename::run(args, &links),
         Command::Resize(args) => verb::resize::run(args, &links),
         Command::Mode(args) => verb::mode::run(args, &links),
+        Command::Poison(args) => verb::poison::run(args, &links),
         Command::QemuArgs(args) => verb::qemu_args::run(args, &links),
         Command::LibvirtXml(args) => verb::libvirt_xml::run(args, &links),
         Command::LibvirtSetup(args) => verb::libvirt_setup::run(args, &links),

@@ -18,6 +18,7 @@ use crate::layout::placement::Place;
 use crate::link::Links;
 use crate::name::DeviceName;
 use crate::nodes::Part;
+use crate::poison;
 use crate::repair;
 use crate::settings::Settings;
 use crate::size::Size;
@@ -102,13 +103,14 @@ impl<'l> Planner<'l> {
             .filter(|region| gives(region))
             .collect();
         let extents = survey(store, links, &asked, land)?;
-        let quarantine = Driver::quarantine();
+        let (quarantine, poison) = (Driver::quarantine(), poison::known()?);
         let space = |region: &Region| {
             let whole = extents.get(&region.id).copied();
             // A region that is full, or does not tell where it starts, has no free space to give.
             let stay = || land.holdings(region.id).filter(|holding| !goes(holding));
             let taken = || stay().map(|holding| holding.ranges.as_deref());
-            let space = whole.and_then(|whole| Space::of(region, whole, taken(), &quarantine));
+            let space =
+                whole.and_then(|whole| Space::of(region, whole, taken(), &quarantine, &poison));
             let strangers = stay().filter(|holding| holding.size > 0 && !holding.is_guests);
             Space {
                 strangers: strangers

@@ -10,12 +10,14 @@ use dmem_plan::{congruence, DevRange, PageOff, PhysAddr, RangeMap, PAGE_SIZE};
 use crate::bus::{Bus, Device, Range, Region};
 use crate::driver::{Driver, Quarantine, Scrubbing, Unowned};
 use crate::name::{DeviceName, PartName};
+use crate::poison::Pages;
 use crate::repair::is_there;
 use crate::scrub::Policy;
 use crate::space::{extent_of, Space};
 use crate::store::State;
 
 pub mod json;
+pub mod poison;
 pub mod show;
 pub mod stats;
 pub mod table;
@@ -46,6 +48,8 @@ pub struct RegionLine {
     pub free: Option<Vec<Range>>,
     /// Its first byte, where that is known.
     pub start: Option<u64>,
+    /// Bytes that neither a device nor quarantine has, and that nobody gets because of poison, where that is known.
+    pub lost: Option<u64>,
     /// Bytes of the free pieces that are known to be zero, where that is known.
     pub clean: Option<u64>,
     /// Bytes of the free pieces that are being scrubbed, where that is known.
@@ -61,6 +65,8 @@ pub struct DeviceLine {
     pub guest: Option<PartName>,
     /// Size in bytes of the largest leaf it can be mapped with, where that is known.
     pub leaf: Option<u64>,
+    /// Pages of it that failed, where that is known.
+    pub poison: Option<Pages>,
     /// When it is scrubbed: by the driver while that is bound, else as was chosen.
     pub policy: Option<Policy>,
 }
@@ -100,12 +106,12 @@ impl Report {
             let space = whole.filter(|_| region.dynamic).and_then(|whole| {
                 let devices = bus.devices_of(region.id);
                 let taken = devices.map(|device| device.ranges.as_deref());
-                Space::of(region, whole, taken, &unowned.quarantine)
+                let poison = unowned.poison.clone().unwrap_or_default();
+                Space::of(region, whole, taken, &unowned.quarantine, &poison)
             });
             let full = region.dynamic && region.available == 0;
-            let free = space
-                .map(|space| space.free)
-                .or_else(|| full.then(Vec::new));
+            let space = space.or_else(|| full.then(|| Space::none(region.id)));
+            let (free, lost) = space.map(|space| (space.free, space.lost)).unzip();
             let running = unowned.scrubbing.as_ref();
             let running =
                 running.map(|all| all.iter().map(|scrub| scrub.range).collect::<Vec<_>>());
@@ -115,6 +121,7 @@ impl Report {
                 clean: of_free(unowned.clean.as_deref()),
                 scrubbing: of_free(running.as_deref()),
                 free,
+                lost: lost.filter(|_| unowned.poison.is_some()),
                 start: whole.map(|whole| whole.start),
             }
         };
@@ -124,6 +131,11 @@ impl Report {
             let chosen = state.settings(guest.as_ref(), &device.identity());
             DeviceLine {
                 leaf: device.ranges.as_deref().and_then(largest_leaf),
+                poison: unowned
+                    .poison
+                    .as_ref()
+                    .zip(device.ranges.as_deref())
+                    .map(|(poison, ranges)| poison.within(ranges)),
                 policy: device
                     .scrub
                     .map(|scrub| scrub.policy)
@@ -319,6 +331,10 @@ pub mod tests {
             quarantine,
             scrubbing: Some(vec![scrubbing]),
             clean: Some(vec![clean]),
+            // One in the guest's device, two in free memory, one in quarantine.
+            poison: Some(Pages::of(
+                [5 * GIB, 6 * GIB, 6 * GIB + MIB, 7 * GIB].map(|start| Range { start, len: 1 }),
+            )),
         };
         let bus = Bus {
             regions: vec![dynamic, fixed],
@@ -338,8 +354,8 @@ pub mod tests {
             free,
             [
                 Range {
-                    start: 6 * GIB,
-                    len: GIB
+                    start: 6 * GIB + 2 * MIB,
+                    len: GIB - 2 * MIB
                 },
                 Range {
                     start: 8 * GIB,
@@ -347,7 +363,19 @@ pub mod tests {
                 }
             ]
         );
-        assert_eq!(report.regions[0].clean, Some(GIB));
+        assert_eq!(report.regions[0].lost, Some(2 * MIB));
+        assert_eq!(report.regions[1].lost, None);
+        let poisoned: Vec<_> = report
+            .devices
+            .iter()
+            .map(|line| line.poison.clone())
+            .collect();
+        let vm1 = Pages::of([Range {
+            start: 5 * GIB,
+            len: 1,
+        }]);
+        assert_eq!(poisoned, [Some(vm1), Some(Pages::default()), None]);
+        assert_eq!(report.regions[0].clean, Some(GIB - 2 * MIB));
         assert_eq!(report.regions[0].scrubbing, Some(GIB));
         assert_eq!(report.regions[1].free, None);
         assert_eq!(report.regions[1].clean, None);

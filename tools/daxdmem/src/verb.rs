@@ -5,7 +5,7 @@
 use std::fmt;
 use std::path::Path;
 
-use crate::bus::{Bus, Device};
+use crate::bus::{Bus, Device, Range};
 use crate::change::read as bus;
 use crate::driver::Driver;
 use crate::error::{Error, Result, VerbError};
@@ -13,6 +13,7 @@ use crate::land::Land;
 use crate::layout;
 use crate::link::Links;
 use crate::name::{GuestName, PartName, Target};
+use crate::poison::{known as known_poison, sync as sync_poison};
 use crate::repair::{self, guest_of};
 use crate::scrub::Policy;
 use crate::settings::Settings;
@@ -29,6 +30,7 @@ pub mod libvirt_setup;
 pub mod libvirt_xml;
 pub mod list;
 pub mod mode;
+pub mod poison;
 pub mod qemu_args;
 pub mod rename;
 pub mod reserve;
@@ -46,11 +48,26 @@ pub fn is_root() -> bool {
 
 /// Begins a verb that changes the host: takes the lock and ends what an earlier run left behind.
 fn begin(verb: &'static str, links: &Links) -> Result<Store> {
+    let (store, _) = start(verb, links)?;
+    tell_of_poison(store.state());
+    Ok(store)
+}
+
+/// Begins a verb that may give memory to somebody: as [`begin`], and an error where it is not known which is bad.
+fn begin_giving(verb: &'static str, links: &Links) -> Result<Store> {
     begin_on_land(verb, links).map(|(store, _)| store)
 }
 
-/// As [`begin`], for verbs that look for a place for a device.
+/// As [`begin_giving`], for verbs that look for a place for a device.
 fn begin_on_land(verb: &'static str, links: &Links) -> Result<(Store, Land)> {
+    let (store, land) = start(verb, links)?;
+    sync_poison(store.state())?
+        .iter()
+        .for_each(|line| note(line));
+    Ok((store, land))
+}
+
+fn start(verb: &'static str, links: &Links) -> Result<(Store, Land)> {
     if !is_root() {
         return Err(Error::NotRoot { verb });
     }
@@ -64,13 +81,27 @@ fn begin_on_land(verb: &'static str, links: &Links) -> Result<(Store, Land)> {
     Ok((store, land))
 }
 
-/// Sees that a driver is there that scrubs.
-fn need_driver() -> Result<()> {
-    Driver::load().map_err(|said| Error::NoDriver { said })?;
-    match Driver::scrubs() {
-        true => Ok(()),
-        false => Err(Error::OldDriver),
+/// Brings the driver and the record of poison together; what stands in the way is no reason not to go on.
+fn tell_of_poison(state: &State) {
+    match sync_poison(state) {
+        Ok(told) => told.iter().for_each(|line| note(line)),
+        Err(error) => note(&error.to_string()),
     }
+}
+
+/// Sees that a driver is there that scrubs, and that it knows which memory is bad.
+fn need_driver(store: &Store) -> Result<()> {
+    let loaded = Driver::is_loaded();
+    Driver::load().map_err(|said| Error::NoDriver { said })?;
+    if !Driver::scrubs() {
+        return Err(Error::OldDriver);
+    }
+    if !loaded {
+        sync_poison(store.state())?
+            .iter()
+            .for_each(|line| note(line));
+    }
+    Ok(())
 }
 
 /// Says what the operator may not have meant.
@@ -103,6 +134,7 @@ fn look(links: &Links) -> Result<(Option<State>, Bus)> {
     for line in told {
         note(&line);
     }
+    tell_of_poison(store.state());
     Ok((Some(store.state().clone()), now))
 }
 
@@ -116,6 +148,18 @@ fn guests_by_links(links: &Links, bus: &Bus) -> State {
     };
     let guests = named.filter_map(|(device, name)| Some((name, guest(bus.device(device)?))));
     State::of_guests(guests.collect())
+}
+
+/// Says so where there is poison in a device that is put to use.
+fn warn_of_poison(named: &str, ranges: &[Range]) -> Result<()> {
+    let pages = known_poison()?.within(ranges);
+    if !pages.is_empty() {
+        note(&format!(
+            "{named} has {pages} of 4K that failed: who touches them gets SIGBUS. Destroyed and created, it is placed \
+             around them"
+        ));
+    }
+    Ok(())
 }
 
 /// Sees that nobody uses a device, and that it is with a driver that gives it away at once.

@@ -31,6 +31,7 @@ mod tool_layout_reset;
 mod tool_mode;
 mod tool_nodes;
 mod tool_owner;
+mod tool_poison;
 mod tool_refusals;
 mod tool_reserve;
 mod tool_resize;
@@ -81,6 +82,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         tool_resize::CASES,
         tool_mode::CASES,
         tool_scale::CASES,
+        tool_poison::CASES,
         debug_kernel::CASES,
         demo::CASES,
         lab::CASES,

@@ -41,6 +41,11 @@ fn keep(region: &Region, note: &str) -> Outcome {
         fs::read_to_string(PLACEMENT)?,
         note.to_owned(),
     ];
+    keep_texts(region, &texts)
+}
+
+/// Keeps these over a reset.
+pub fn keep_texts(region: &Region, texts: &[String]) -> Outcome {
     let all = texts.join("\0");
     let (device, mapping) = vault(region)?;
     mapping.write(0, u64::try_from(all.len())?);
@@ -53,8 +58,8 @@ fn keep(region: &Region, note: &str) -> Outcome {
     device.destroy()
 }
 
-/// Puts the files back; the note.
-fn restore(region: &Region) -> Outcome<String> {
+/// What was kept.
+pub fn kept_texts(region: &Region) -> Outcome<Vec<String>> {
     let (device, mapping) = vault(region)?;
     let len = usize::try_from(mapping.read(0))?;
     check!((1..1 << 20).contains(&len), "{len} bytes were kept");
@@ -64,13 +69,18 @@ fn restore(region: &Region) -> Outcome<String> {
     drop(mapping);
     device.destroy()?;
     let all = String::from_utf8(bytes)?;
-    match all.split('\0').collect::<Vec<_>>().as_slice() {
+    Ok(all.split('\0').map(str::to_owned).collect())
+}
+
+/// Puts the files back; the note.
+fn restore(region: &Region) -> Outcome<String> {
+    match kept_texts(region)?.as_slice() {
         [layout, places, note] => {
             write(LAYOUT, layout)?;
             write(PLACEMENT, places)?;
-            Ok((*note).to_owned())
+            Ok(note.clone())
         }
-        _ => Err(Failure::Fail(format!("this was kept: {all}"))),
+        all => Err(Failure::Fail(format!("this was kept: {all:?}"))),
     }
 }
 

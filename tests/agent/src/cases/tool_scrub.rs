@@ -16,7 +16,9 @@ use crate::pattern::Pattern;
 use crate::region::{Region, GIB, MIB};
 use crate::{check, check_eq, fail, say, sysfs};
 
-use super::tool_host::{check_guest, check_idle, done, need, pending, refused, refused_by, tool, Host};
+use super::tool_host::{
+    check_guest, check_idle, done, need, pending, refused, refused_by, tool, Host,
+};
 
 pub const CASES: &[Case] = &[
     Case {

@@ -479,3 +479,50 @@ fn others_than_root_are_told_what_they_do_not_see() {
     host.expect("regions", Level::Ok, "region 0");
     host.expect("permissions", Level::Info, "");
 }
+
+#[test]
+fn memory_that_failed() {
+    let mut host = Host::healthy();
+    let list = "sys/bus/dax/drivers/dax_dmem/poison";
+    let record = "var/lib/daxdmem/poison.json";
+    host.write("proc/sys/kernel/random/boot_id", "now\n");
+    host.write(list, "");
+    host.expect("poison", Level::Ok, "no page has failed");
+    host.guest();
+    // One in the guest's device, seen by an earlier boot, two in free memory, one in no region.
+    let text = r#"{"version": 1, "reports": [
+        {"at": 1, "boot": "then", "pages": ["0x100003000-0x100003fff", "0x7000000000-0x7000000fff"]},
+        {"at": 2, "boot": "now", "pages": ["0x180000000-0x180001fff"]}]}"#;
+    host.write(record, text);
+    let known = "0x100003000-0x100003fff\n0x180000000-0x180001fff\n";
+    host.write(list, known);
+    host.expect(
+        "poison",
+        Level::Warning,
+        "3 pages of 4K failed, 2 since boot, in vm1; 2M of free memory are lost; in no region, and only recorded: 1 page",
+    );
+    host.write("proc/sys/kernel/random/boot_id", "later\n");
+    host.expect("poison", Level::Info, "3 pages of 4K failed, 0 since boot");
+
+    let second = |host: &Host, text: &str| {
+        let found = findings(&host.scene);
+        let found: Vec<_> = found
+            .iter()
+            .filter(|finding| finding.check == "poison")
+            .collect();
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert_eq!(found[1].level, Level::Warning, "{found:?}");
+        assert!(found[1].found.contains(text), "{found:?}");
+    };
+    host.write(list, &format!("{known}0x190000000-0x190000fff\n"));
+    second(&host, "not recorded: 1 page");
+    host.write(list, "0x180000000-0x180001fff\n");
+    second(&host, "unknown to dax_dmem: 1 page");
+    host.scene.bus.devices[0].driver = Some("kmem".to_owned());
+    second(&host, "lent to the host: 1 page");
+
+    host.write(record, "{");
+    host.expect("poison", Level::Error, "poison.json cannot be used: EOF");
+    host.scene.is_root = false;
+    host.expect("poison", Level::Info, "seen by root only");
+}

@@ -4,17 +4,13 @@
 //!
 //! All is planned before the first step: whatever does not fit is refused here, with the host as it is.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::collections::BTreeSet;
 
 use super::placement::{Place, Placement};
-use super::{LayoutError, Wanted};
+use super::Wanted;
 use crate::align::Align;
-use crate::bus::{Bus, Device, Identity};
-use crate::error::Result;
-use crate::land::Land;
-use crate::link::Links;
-use crate::making::{candidates, Plan, Planner};
+use crate::bus::{Bus, Device};
+use crate::making::Plan;
 use crate::mode::Mode;
 use crate::name::{GuestName, PartName};
 use crate::nodes::Part;
@@ -22,7 +18,7 @@ use crate::repair::is_there;
 use crate::settings::Settings;
 use crate::size::Size;
 use crate::space::extent_of;
-use crate::store::{Record, State, Store};
+use crate::store::{Record, State};
 
 /// What is to be done with a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,13 +129,13 @@ pub fn compare(
 }
 
 /// A guest as it is.
-struct Present<'a> {
+pub(super) struct Present<'a> {
     /// What was recorded, with the device where it is still there.
     devices: Vec<(&'a PartName, &'a Record, Option<&'a Device>)>,
 }
 
 impl<'a> Present<'a> {
-    fn of(name: &GuestName, state: &'a State, bus: &'a Bus) -> Present<'a> {
+    pub(super) fn of(name: &GuestName, state: &'a State, bus: &'a Bus) -> Present<'a> {
         let name = PartName::from(name.clone());
         let of_guest = state.guests.range(&name..);
         let of_guest = of_guest.take_while(|(part, _)| name.covers(part));
@@ -152,7 +148,7 @@ impl<'a> Present<'a> {
         }
     }
 
-    fn there(&self) -> impl Iterator<Item = &'a Device> + use<'_, 'a> {
+    pub(super) fn there(&self) -> impl Iterator<Item = &'a Device> + use<'_, 'a> {
         self.devices.iter().filter_map(|(_, _, device)| *device)
     }
 
@@ -337,65 +333,6 @@ pub fn declare(state: &State, bus: &Bus) -> Vec<Wanted> {
     guests.into_iter().map(|(_, guest)| guest).collect()
 }
 
-/// Finds places for what is to be made: those that were kept, then, in the order of the file, what is left.
-pub fn place(
-    steps: &mut [Step],
-    wanted: &[Wanted],
-    kept: &Placement,
-    (store, links, bus): (&mut Store, &Links, &Bus),
-    path: &Path,
-) -> Result<()> {
-    let by_name: BTreeMap<&GuestName, &Wanted> =
-        wanted.iter().map(|guest| (&guest.name, guest)).collect();
-    let failed = |guest: &Wanted| {
-        let (path, line, name) = (path.to_owned(), guest.line, guest.name.clone());
-        move |error| LayoutError::Guest {
-            path,
-            line,
-            name,
-            why: Box::new(error),
-        }
-    };
-    let mut regions = Vec::new();
-    let mut going: Vec<Identity> = Vec::new();
-    let land = Land::of(bus, store.state());
-    for step in &*steps {
-        if matches!(step.action, Action::Recreate | Action::Destroy) {
-            let present = Present::of(&step.name, store.state(), bus);
-            going.extend(present.there().map(Device::identity));
-        }
-        let Some(guest) = by_name.get(&step.name).filter(|_| step.is_made()) else {
-            continue;
-        };
-        for part in &guest.parts {
-            links.check(&part.name).map_err(failed(guest))?;
-            regions.extend(candidates(&land, part.node, guest.region).map_err(failed(guest))?);
-        }
-    }
-    let mut planner = Planner::new(store, links, &land, &regions, &going)?;
-    for only_kept in [true, false] {
-        for step in steps.iter_mut().filter(|step| step.is_made()) {
-            let Some(guest) = by_name.get(&step.name) else {
-                continue;
-            };
-            for (part, place) in step.parts.iter_mut().filter(|(_, place)| place.is_none()) {
-                let found = match (only_kept, kept.of(part)) {
-                    (true, Some(place)) => {
-                        planner.plan_at(part, guest.region, guest.settings, place)
-                    }
-                    (true, None) => Ok(None),
-                    (false, _) => planner.plan(part, guest.region, guest.settings).map(Some),
-                };
-                if let Some(plan) = found.map_err(failed(guest))? {
-                    *place = plan.place();
-                    step.plans.push(plan);
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
 impl Step {
     /// Whether devices are made.
     pub fn is_made(&self) -> bool {
@@ -424,6 +361,9 @@ pub fn placement(steps: &[Step]) -> Placement {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
     use super::*;
     use crate::bus::{Range, Region};
     use crate::layout::file::{parse, text};

@@ -11,6 +11,7 @@ use crate::bus::Range;
 use crate::driver::Scrubbing;
 use crate::link::Links;
 use crate::mode::Mode;
+use crate::poison::Pages;
 use crate::scrub::Scrub;
 
 /// Version of the form.
@@ -59,6 +60,7 @@ struct RegionEntry {
     available: u64,
     start: Option<Address>,
     free: Option<Vec<Piece>>,
+    lost: Option<u64>,
     free_clean: Option<u64>,
     free_scrubbing: Option<u64>,
 }
@@ -78,6 +80,7 @@ pub struct DeviceEntry {
     driver: Option<String>,
     openers: Option<u64>,
     largest_leaf: Option<u64>,
+    poisoned: Option<usize>,
     scrub_policy: Option<String>,
     scrub: Option<ScrubEntry>,
     access: Option<AccessEntry>,
@@ -211,6 +214,7 @@ impl RegionEntry {
                 .free
                 .as_ref()
                 .map(|free| free.iter().copied().map(Piece::from).collect()),
+            lost: line.lost,
             free_clean: line.clean,
             free_scrubbing: line.scrubbing,
         }
@@ -284,6 +288,7 @@ impl DeviceEntry {
             openers: device.openers,
             largest_leaf: line.leaf,
             scrub_policy: line.policy.map(|policy| policy.to_string()),
+            poisoned: line.poison.as_ref().map(Pages::len),
             scrub: device.scrub.map(ScrubEntry::of),
             access: device.access.map(AccessEntry::of),
             ranges: device.ranges.as_deref().map(ranges),
@@ -308,14 +313,14 @@ pub mod tests {
                     "id": 0, "path": "/sys/devices/platform/hmem.0", "kind": "dynamic", "node": 0,
                     "size": 8589934592u64, "available": 6442450944u64, "start": "0x100000000",
                     "free": [
-                        { "start": "0x180000000", "end": "0x1bfffffff", "size": 1073741824 },
+                        { "start": "0x180200000", "end": "0x1bfffffff", "size": 1071644672 },
                         { "start": "0x200000000", "end": "0x2ffffffff", "size": 4294967296u64 },
                     ],
-                    "free_clean": 1073741824, "free_scrubbing": 1073741824,
+                    "lost": 2097152, "free_clean": 1071644672, "free_scrubbing": 1073741824,
                 },
                 {
                     "id": 1, "path": "/sys/devices/ndbus0", "kind": "static", "node": null,
-                    "size": 2147483648u64, "available": 0, "start": null, "free": null,
+                    "size": 2147483648u64, "available": 0, "start": null, "free": null, "lost": null,
                     "free_clean": null, "free_scrubbing": null,
                 },
             ],
@@ -323,7 +328,7 @@ pub mod tests {
                 {
                     "device": "dax0.0", "path": "/dev/dax0.0", "guest": "vm1", "link": "/dev/daxdmem/vm1", "region": 0, "node": 0,
                     "size": 2147483648u64, "align": 1073741824, "mode": "page-less", "driver": "dax_dmem",
-                    "openers": 1, "largest_leaf": 1073741824, "scrub_policy": "hand-out",
+                    "openers": 1, "largest_leaf": 1073741824, "poisoned": 1, "scrub_policy": "hand-out",
                     "scrub": { "state": "scrubbing", "done": 536870912, "total": 2147483648u64 },
                     "access": { "user": "root", "uid": 0, "group": "54321", "gid": 54321, "mode": "0660" },
                     "ranges": [{ "offset": 0, "start": "0x100000000", "end": "0x17fffffff", "size": 2147483648u64 }],
@@ -331,13 +336,13 @@ pub mod tests {
                 {
                     "device": "dax0.1", "path": "/dev/dax0.1", "guest": null, "link": null, "region": 0, "node": 0,
                     "size": 0, "align": 2097152, "mode": "unbound", "driver": null,
-                    "openers": null, "largest_leaf": null, "scrub_policy": null, "scrub": null,
+                    "openers": null, "largest_leaf": null, "poisoned": 0, "scrub_policy": null, "scrub": null,
                     "access": { "user": "root", "uid": 0, "group": "root", "gid": 0, "mode": "0600" }, "ranges": [],
                 },
                 {
                     "device": "dax1.0", "path": "/dev/dax1.0", "guest": null, "link": null, "region": 1, "node": null,
                     "size": 2147483648u64, "align": 1073741824, "mode": "devdax", "driver": "device_dax",
-                    "openers": null, "largest_leaf": null, "scrub_policy": null, "scrub": null,
+                    "openers": null, "largest_leaf": null, "poisoned": null, "scrub_policy": null, "scrub": null,
                     "access": null, "ranges": null,
                 },
             ],

@@ -11,9 +11,10 @@ use serde::Serialize;
 use super::json::{DeviceEntry, Header, Piece};
 use super::table::{or_none, state, NONE};
 use super::DeviceLine;
-use crate::bus::{Leaves, Region};
+use crate::bus::{ranges_text, Leaves, Region};
 use crate::driver::Quarantine;
 use crate::mode::Mode;
+use crate::poison::Pages;
 use crate::size::Size;
 
 /// A device, and what else there is to tell.
@@ -69,6 +70,14 @@ fn one(portrait: &Portrait) -> String {
     });
     entry("state", scrub.as_deref().unwrap_or(NONE));
     entry("open", &or_none(device.openers));
+    let failed = |poison: &Pages| match poison.is_empty() {
+        true => NONE.to_owned(),
+        false => format!("{poison} of 4K: {}", ranges_text(&poison.ranges())),
+    };
+    entry(
+        "poison",
+        &line.poison.as_ref().map_or(NONE.to_owned(), failed),
+    );
     let users = portrait.users.iter();
     let users: Vec<String> = users
         .map(|(pid, name)| format!("pid {pid} ({name})"))
@@ -247,6 +256,7 @@ vm1 (dax0.0)
   scrub      hand-out
   state      scrubbing 25%, 512M of 2G
   open       1
+  poison     1 page of 4K: 0x140000000-0x140000fff
   users
     pid 7 (qemu)
   leaves     2 of 1G

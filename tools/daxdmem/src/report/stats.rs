@@ -57,6 +57,7 @@ struct Total {
     unbound: u64,
     free: u64,
     quarantined: u64,
+    lost: u64,
     free_clean: Option<u64>,
     openers: u64,
     saved: u64,
@@ -128,6 +129,7 @@ impl Stats {
                 .as_deref()
                 .map(|free| crate::bus::total(free.iter()));
             total.free += free.unwrap_or(region.region.available);
+            total.lost += region.lost.unwrap_or(0);
             if let Some(clean) = region.clean {
                 *total.free_clean.get_or_insert(0) += clean;
             }
@@ -183,6 +185,7 @@ pub fn text(stats: &Stats) -> String {
         "FREE",
         "CLEAN",
         "QUARANTINE",
+        "LOST",
         "OPEN",
         "SAVED",
     ]);
@@ -195,6 +198,7 @@ pub fn text(stats: &Stats) -> String {
         Size(total.free).to_string(),
         or_none(total.free_clean.map(Size)),
         Size(total.quarantined).to_string(),
+        Size(total.lost).to_string(),
         total.openers.to_string(),
         Size(total.saved).to_string(),
     ]);
@@ -263,8 +267,8 @@ mod tests {
 GUEST  DEVICE  SIZE  NODE  MODE       OPEN  SAVED
 vm1    dax0.0  2G    0     page-less  1     32M
 
-RESERVED  PAGE-LESS  DEVDAX  SYSTEM-RAM  UNBOUND  FREE  CLEAN  QUARANTINE  OPEN  SAVED
-10G       2G         2G      0           0        5G    1G     1G          1     32M
+RESERVED  PAGE-LESS  DEVDAX  SYSTEM-RAM  UNBOUND  FREE   CLEAN  QUARANTINE  LOST  OPEN  SAVED
+10G       2G         2G      0           0        5118M  1022M  1G          2M    1     32M
 
 STRUCT PAGES FOR WHAT IS PAGE-LESS  WOULD TAKE
 page-less                           0
@@ -287,6 +291,17 @@ SAVED: one struct page of 64 bytes for each 4K, as hugetlbfs without HVO has the
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["guests"][0]["saved"], 32 << 20);
         assert_eq!(value["total"]["page_less"], 2u64 << 30);
+        let parts = [
+            "page_less",
+            "devdax",
+            "system_ram",
+            "unbound",
+            "free",
+            "quarantined",
+            "lost",
+        ];
+        let parts = parts.map(|part| value["total"][part].as_u64().unwrap());
+        assert_eq!(value["total"]["reserved"], parts.iter().sum::<u64>());
         assert_eq!(value["metadata"][1]["way"], "hugetlbfs");
         check_documented(&value);
     }

@@ -62,10 +62,13 @@ pub fn or_none(value: Option<impl ToString>) -> String {
 }
 
 fn regions(report: &Report) -> String {
-    let mut table = Table::new(&["REGION", "NODE", "SIZE", "FREE", "LARGEST", "CLEAN", "KIND"]);
+    let mut table = Table::new(&[
+        "REGION", "NODE", "SIZE", "FREE", "LARGEST", "CLEAN", "LOST", "KIND",
+    ]);
     for RegionLine {
         region,
         free,
+        lost,
         clean,
         ..
     } in &report.regions
@@ -89,6 +92,7 @@ fn regions(report: &Report) -> String {
             },
             or_none(pieces.map(|pieces| Size(pieces.max().unwrap_or(0)))),
             or_none(clean.map(Size)),
+            or_none(lost.map(Size)),
             if region.dynamic { "dynamic" } else { "static" }.to_owned(),
         ]);
     }
@@ -105,6 +109,7 @@ fn devices(report: &Report, verbose: bool) -> String {
         guest,
         leaf,
         policy,
+        ..
     } in &report.devices
     {
         table.row(&[
@@ -215,9 +220,9 @@ mod tests {
     #[test]
     fn tables() {
         let expected = "\
-REGION  NODE  SIZE  FREE  LARGEST  CLEAN  KIND
-0       0     8G    5G    4G       1G     dynamic
-1       -     2G    -     -        -      static
+REGION  NODE  SIZE  FREE   LARGEST  CLEAN  LOST  KIND
+0       0     8G    5118M  4G       1022M  2M    dynamic
+1       -     2G    -      -        -      -     static
 
 DEVICE  GUEST  SIZE  NODE  ALIGN  MODE       OPEN  LEAF  SCRUB     STATE          OWNER
 dax0.0  vm1    2G    0     1G     page-less  1     1G    hand-out  scrubbing 25%  root:54321 0660

@@ -11,13 +11,14 @@ use super::bind::bind;
 use super::create::report;
 use super::destroy::destroy_all;
 use super::set::set_all;
-use super::{begin, bus, need_driver, resolve, warn};
+use super::{begin_giving, bus, need_driver, resolve, warn};
 use crate::bus::{Bus, Identity};
 use crate::cli::layout::ApplyArgs;
 use crate::cli::SettingsArgs;
 use crate::error::{Error, Result};
+use crate::layout::place::place;
 use crate::layout::placement::Placement;
-use crate::layout::plan::{compare, place, placement, Action, Step};
+use crate::layout::plan::{compare, placement, Action, Step};
 use crate::layout::{file, show, LayoutError, Wanted, FILE};
 use crate::link::Links;
 use crate::making::{make_all, Plan};
@@ -38,7 +39,7 @@ pub fn run(args: &ApplyArgs, links: &Links) -> Result<()> {
     if args.boot {
         await_regions(&wanted, &Placement::read(kept_file).unwrap_or_default())?;
     }
-    let mut store = begin("apply", links)?;
+    let mut store = begin_giving("apply", links)?;
     let kept = Placement::read(kept_file).unwrap_or_else(|error| {
         note(&error.to_string());
         Placement::default()
@@ -46,7 +47,8 @@ pub fn run(args: &ApplyArgs, links: &Links) -> Result<()> {
     let now = bus()?;
     let users = |device: &_| Users::of(device).map(|users| users.to_string());
     let mut steps = compare(&wanted, store.state(), &now, args.prune, users);
-    place(&mut steps, &wanted, &kept, (&mut store, links, &now), &path)?;
+    let scene = (&mut store, links, &now);
+    place(&mut steps, &wanted, &kept, scene, &path, args.boot)?;
     if args.json {
         let text = show::json(&path, &steps)
             .map_err(|error| Error::kernel("cannot write JSON")(error.into()))?;
@@ -58,7 +60,7 @@ pub fn run(args: &ApplyArgs, links: &Links) -> Result<()> {
     }
     let works = |step: &Step| step.is_made() || step.action == Action::Change;
     if steps.iter().any(works) {
-        need_driver()?;
+        need_driver(&store)?;
     }
     // First, so that an apply that is cut short by the end of the host is done the same way after it.
     placement(&steps).write(&kept, kept_file)?;

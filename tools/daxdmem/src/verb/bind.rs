@@ -2,7 +2,7 @@
 
 //! `daxdmem bind`: makes existing devices page-less.
 
-use super::{begin, bus, need_driver, resolve, warn, Named};
+use super::{begin_giving, bus, need_driver, resolve, warn, warn_of_poison, Named};
 use crate::bus::Device;
 use crate::change;
 use crate::cli::{BindArgs, SettingsArgs};
@@ -19,7 +19,7 @@ use crate::wait;
 
 /// Runs it.
 pub fn run(args: &BindArgs, links: &Links) -> Result<()> {
-    let mut store = begin("bind", links)?;
+    let mut store = begin_giving("bind", links)?;
     let now = bus()?;
     let found = resolve(&args.target, store.state(), &now)?;
     for (device, _) in &found {
@@ -68,7 +68,7 @@ pub fn bind(
     let before = store.state().settings(name.as_ref(), &identity);
     let settings = before.unwrap_or_default();
     let settings = settings.with(chosen, device.access)?;
-    need_driver()?;
+    need_driver(store)?;
     let entry = Bind {
         device: identity,
         name: name.clone(),
@@ -87,6 +87,7 @@ pub fn bind(
     bound.or_else(|error| finish(store, links, error))?;
     done(&format!("{named}: page-less"));
     warn(&named, &settings);
+    warn_of_poison(&named, device.ranges.as_deref().unwrap_or_default())?;
     Ok(true)
 }
 

@@ -45,10 +45,10 @@ pub fn run(args: &CreateArgs, links: &Links) -> Result<()> {
         parts.iter().map(plan).collect()
     };
     let plans = plan(&mut store, &land)?;
-    need_driver()?;
+    need_driver(&store)?;
 
     let made = match make_all(&mut store, links, plans) {
-        Err(error) if store.is_idle() => {
+        Err(error) if store.is_idle() && !error.leaves_something() => {
             // The kernel has something against it. Should another program have changed what a guest has, only asking all
             // devices tells.
             let asked = Land::of(&bus()?, store.state());

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::journal::{Destroy, DestroyAll, Group, Operation};
 use crate::link::Links;
 use crate::name::PartName;
+use crate::poison;
 use crate::repair::{destroy_rest, finish, is_there, may_go, Ended};
 use crate::size::Size;
 use crate::store::{Record, Store};
@@ -133,10 +134,19 @@ fn destroy(
 
 /// Says that it is gone, and what is to be known about its memory.
 fn tell(name: &PartName, guest: &Record) {
+    let size = total(guest.ranges.iter());
+    let poison = poison::visible().unwrap_or_default().within(&guest.ranges);
+    let lost = total(poison.blocks().iter()).min(size);
     done(&format!(
         "{name}: gone, {} are free again",
-        Size(total(guest.ranges.iter()))
+        Size(size - lost)
     ));
+    if lost > 0 {
+        note(&format!(
+            "{} of it stay out of use: {poison} of 4K failed",
+            Size(lost)
+        ));
+    }
     let held = Driver::quarantine().into_iter();
     for held in held.filter(|held| guest.ranges.iter().any(|range| range.overlaps(held.range))) {
         let (range, openers) = (held.range, held.openers);

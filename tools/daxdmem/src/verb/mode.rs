@@ -7,7 +7,10 @@
 
 use std::time::Duration;
 
-use super::{begin, bus, guests_by_links, idle, look, need_driver, one, resolve, warn, Named};
+use super::{
+    begin_giving, bus, guests_by_links, idle, look, need_driver, one, resolve, tell_of_poison,
+    warn, Named,
+};
 use crate::bus::Device;
 use crate::change;
 use crate::cli::ModeArgs;
@@ -18,6 +21,7 @@ use crate::lend::{block_size, Blocks};
 use crate::link::Links;
 use crate::mode::Mode;
 use crate::name::PartName;
+use crate::poison::{self, error::PoisonError};
 use crate::repair::finish;
 use crate::size::Size;
 use crate::store::Store;
@@ -42,7 +46,7 @@ pub fn run(args: &ModeArgs, links: &Links) -> Result<()> {
 }
 
 fn change_to(args: &ModeArgs, to: Mode, links: &Links) -> Result<()> {
-    let mut store = begin("mode", links)?;
+    let mut store = begin_giving("mode", links)?;
     let now = bus()?;
     let (device, name) = one(&args.target, store.state(), &now)?;
     let named = Named(&name, device).to_string();
@@ -59,12 +63,24 @@ fn change_to(args: &ModeArgs, to: Mode, links: &Links) -> Result<()> {
     if from != Mode::SystemRam {
         idle(device, &named)?;
     }
+    if to != Mode::PageLess {
+        let pages = poison::known()?.within(device.ranges.as_deref().unwrap_or_default());
+        if !pages.is_empty() {
+            let (device, mode) = (device.name, to.to_string());
+            return Err(PoisonError::Mode {
+                device,
+                pages,
+                mode,
+            }
+            .into());
+        }
+    }
     let blocks = match from == Mode::SystemRam || to == Mode::SystemRam {
         true => Some(blocks_of(device)?),
         false => None,
     };
     if to == Mode::PageLess {
-        need_driver()?;
+        need_driver(&store)?;
     }
     let settings = store.state().settings(name.as_ref(), &device.identity());
     let entry = ChangeMode {
@@ -83,6 +99,10 @@ fn change_to(args: &ModeArgs, to: Mode, links: &Links) -> Result<()> {
     };
     let made = step.make(&mut store, &entry);
     made.or_else(|error| finish(&mut store, links, error))?;
+    if entry.to == Mode::PageLess {
+        // Of memory that was lent the driver could not be told.
+        tell_of_poison(store.state());
+    }
     drop(store);
     step.tell(&entry);
     match entry.to == Mode::PageLess && !args.wait.no_wait {

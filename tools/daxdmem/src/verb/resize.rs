@@ -5,7 +5,9 @@
 //! The order of steps: choose, write down, unbind, change the ranges, bind, record. Ranges that it keeps stay where they
 //! are in memory and in the device.
 
-use super::{begin, bus, idle, need_driver, one, remind_of_layout, warn, Named};
+use super::{
+    begin_giving, bus, idle, need_driver, one, remind_of_layout, warn, warn_of_poison, Named,
+};
 use crate::align::{near, Align};
 use crate::bus::{total, Bus, Device, Leaves, Range};
 use crate::change;
@@ -18,6 +20,7 @@ use crate::link::Links;
 use crate::making::survey;
 use crate::mode::Mode;
 use crate::name::Target;
+use crate::poison;
 use crate::repair::finish;
 use crate::size::Size;
 use crate::space::{cut, grow, Space};
@@ -27,7 +30,7 @@ use crate::wait;
 
 /// Runs it.
 pub fn run(args: &ResizeArgs, links: &Links) -> Result<()> {
-    let mut store = begin("resize", links)?;
+    let mut store = begin_giving("resize", links)?;
     let now = bus()?;
     let (device, name) = one(&Target::Guest(args.name.clone()), store.state(), &now)?;
     let named = Named(&name, device).to_string();
@@ -55,7 +58,7 @@ pub fn run(args: &ResizeArgs, links: &Links) -> Result<()> {
     };
     let mode = Mode::of(device);
     if mode == Mode::PageLess {
-        need_driver()?;
+        need_driver(&store)?;
     }
     let entry = Resize {
         device: device.identity(),
@@ -75,6 +78,7 @@ pub fn run(args: &ResizeArgs, links: &Links) -> Result<()> {
         Leaves::of_all(&entry.to)
     ));
     warn(&named, &settings);
+    warn_of_poison(&named, &entry.to)?;
     remind_of_layout(&args.name.guest);
     match args.wait.no_wait || entry.mode != Mode::PageLess {
         true => Ok(()),
@@ -109,7 +113,8 @@ fn larger(
     let whole = extents.get(&region.id).copied();
     let devices = now.devices_of(region.id);
     let taken = devices.map(|device| device.ranges.as_deref());
-    let space = whole.and_then(|whole| Space::of(region, whole, taken, &Driver::quarantine()));
+    let (quarantine, poison) = (Driver::quarantine(), poison::known()?);
+    let space = whole.and_then(|whole| Space::of(region, whole, taken, &quarantine, &poison));
     let space = space.unwrap_or_else(|| Space::none(region.id));
     let has = device.ranges.as_deref().unwrap_or_default();
     let ranges = grow(&space, has, more, align).map_err(|shortage| Error::NoSpace {

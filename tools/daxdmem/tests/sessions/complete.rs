@@ -37,6 +37,14 @@ const LOOKS: &[(&str, &str)] = &[
         "cannot (create|open|lock|read|write) /run/daxdmem",
     ),
     (
+        "verb/poison.rs: poison sync",
+        "daxdmem poison sync changes the host",
+    ),
+    (
+        "verb/poison.rs: what was {}",
+        "is a page of what was dax0.0, which is in use",
+    ),
+    (
         "change.rs: : {driver} has it",
         "did not take [a-z0-9.]+: [a-z_]+ has it",
     ),
@@ -82,6 +90,7 @@ const EXCUSED: &[(&str, &str)] = &[
     ("verb/check.rs: cannot write JSON", JSON),
     ("verb/destroy.rs: it was in use for a moment", RACE),
     ("verb/list.rs: cannot write JSON", JSON),
+    ("verb/poison.rs: cannot write JSON", JSON),
     (
         "verb/mode.rs: another program brought some of it online again",
         RACE,

@@ -177,7 +177,7 @@ impl<'ast> Visit<'ast> for Reader<'_> {
         };
         if let Some(verb) = self.verb.clone() {
             match (callee.as_str(), item.args.first()) {
-                ("begin", Some(Expr::Lit(literal))) => {
+                ("begin" | "begin_giving" | "begin_on_land", Some(Expr::Lit(literal))) => {
                     if let Lit::Str(text) = &literal.lit {
                         let named = self.source.changing.entry(verb.clone()).or_default();
                         named.insert(text.value());
