@@ -89,16 +89,10 @@ impl Region<'_> {
     }
 }
 
-/// What most of the library's functions return for any error: ENXIO.
-const UNSAID: c_int = -6;
-
 /// The library's results: 0, or a negative errno.
 fn check(result: c_int) -> io::Result<()> {
     match result {
         0.. => Ok(()),
-        UNSAID => Err(io::Error::other(
-            "the kernel refuses it (libdaxctl does not say why; the kernel log may: `dmesg | tail`)",
-        )),
         _ => Err(io::Error::from_raw_os_error(result.saturating_neg())),
     }
 }

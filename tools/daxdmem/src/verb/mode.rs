@@ -135,7 +135,7 @@ struct Step<'a> {
 }
 
 impl Step<'_> {
-    /// Carries it out. An error leaves the operation in the journal, for [`undo`].
+    /// Carries it out. An error leaves the operation in the journal, for [`finish`].
     fn make(&self, store: &mut Store, entry: &ChangeMode) -> Result<()> {
         let identity = &entry.device;
         match (&entry.from, self.blocks) {
