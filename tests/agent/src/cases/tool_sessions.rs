@@ -19,6 +19,8 @@ pub const CASES: &[Case] = &[
         name: "tool-sessions",
         shows: "what the tool says and does when something is wrong, to the letter; where it says so, nothing has changed",
         limit: 240,
+        // What other cases leave, kmem loaded for one, would show.
+        fresh: true,
         run: || play_all("std"),
         ..Case::DEFAULT
     },
@@ -27,6 +29,7 @@ pub const CASES: &[Case] = &[
         shows: "the same for guests on several nodes",
         machine: "numa",
         limit: 60,
+        fresh: true,
         run: || play_all("numa"),
         ..Case::DEFAULT
     },
