@@ -23,7 +23,6 @@
 use kernel::fmt;
 use kernel::prelude::*;
 use kernel::sync::atomic::{Acquire, Atomic, Full};
-use kernel::sync::barrier::smp_mb;
 use kernel::sync::Arc;
 use kernel::workqueue::{impl_has_work, new_work, Work, WorkItem};
 
@@ -31,6 +30,7 @@ use crate::device::Device;
 use crate::ffi::globals::{LEDGER, NEWS, SETTLING};
 use crate::ffi::kernel_map::KernelMap;
 use crate::ffi::poison_file::announce;
+use crate::ffi::smp_mb;
 use crate::ffi::workqueue::WorkQueue;
 use crate::plan::{Extent, ExtentSet, Leaf, PhysAddr, Placement, VirtAddr, PAGE_SIZE};
 use crate::registry;

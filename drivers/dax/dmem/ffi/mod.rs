@@ -45,6 +45,14 @@ const fn this_module() -> *mut raw::module {
     crate::THIS_MODULE.as_ptr()
 }
 
+/// A full memory barrier between CPUs.
+pub(crate) fn smp_mb() {
+    #[cfg(dmem_barrier_takes_ordering)]
+    kernel::sync::barrier::smp_mb(kernel::sync::barrier::Full);
+    #[cfg(not(dmem_barrier_takes_ordering))]
+    kernel::sync::barrier::smp_mb();
+}
+
 /// A value that is only read, shared with C as a table of constants.
 #[repr(transparent)]
 struct Table<T>(T);
