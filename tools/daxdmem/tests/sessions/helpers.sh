@@ -57,8 +57,12 @@ guest() {
 }
 
 hold() {
+	# Open before the next step looks, and by a program that has its name by then.
 	# shellcheck disable=SC2217 # it is there to have the file open
-	sleep 1000 <"$1" >/dev/null 2>&1 &
+	{ sleep 1000 <&8 8<&- >/dev/null 2>&1 & } 8<"$1"
+	while [ "$(cat /proc/$!/comm)" != sleep ]; do
+		:
+	done
 }
 
 release() {
