@@ -33,6 +33,7 @@ pub const CASES: &[Case] = &[
         name: "tool-chooses-region",
         shows: "the region with the most 1 GiB leaves is taken, unless --region says otherwise",
         machine: "two-regions",
+        limit: 60,
         run: chooses_region,
         ..Case::DEFAULT
     },
