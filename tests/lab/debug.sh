@@ -30,12 +30,16 @@ tree_key() {
 	} | sha256sum | cut -c1-16
 }
 
+# series: the stock kernel's, which names the source package.
+series() {
+	stock_release | cut -d. -f1,2
+}
+
 # unpacked: the tree as the archive has it.
 unpacked() {
-	local series tarball
-	series=$(stock_release | cut -d. -f1,2)
-	tarball=/usr/src/linux-source-$series.tar.xz
-	[ -f "$tarball" ] || die "no $tarball: install linux-source-$series"
+	local tarball
+	tarball=/usr/src/linux-source-$(series).tar.xz
+	[ -f "$tarball" ] || die "no $tarball: install linux-source-$(series)"
 	rm -rf "$TREE"
 	mkdir -p "$TREE"
 	xz --decompress --stdout --threads="$(nproc)" "$tarball" |
@@ -52,14 +56,24 @@ same_or_copy() {
 	mv "$2.daxdmem-new" "$2"
 }
 
-# patched: the tree with mm/patches applied, and nothing left of patches that are gone.
+# patches: those for this kernel, in their order: mm/patches, and before them what only
+# its series lacks.
+patches() {
+	local dir
+	for dir in "$PATCHES/$(series)" "$PATCHES"; do
+		[ ! -d "$dir" ] || find "$dir" -maxdepth 1 -name '*.patch' | sort
+	done
+}
+
+# patched: the tree with the patches applied, and nothing left of patches that are gone.
 # The first time a file is to be touched, the archive's version of it is put aside, an
 # absent one as an empty mark; patches are applied to copies of these.
 patched() {
-	local aside=$TREE/.daxdmem-aside work patch file touched
+	local aside=$TREE/.daxdmem-aside work list patch file touched
 	work=$(mktemp -d)
 	mkdir -p "$aside/file" "$aside/absent"
-	touched=$(find "$PATCHES" -name '*.patch' -exec cat {} + 2>/dev/null | sed -n 's/^\(---\|+++\) [ab]\/\([^\t]*\).*/\2/p' | sort -u) || true
+	list=$(patches)
+	touched=$(patches | xargs --no-run-if-empty -d '\n' cat | sed -n 's/^\(---\|+++\) [ab]\/\([^\t]*\).*/\2/p' | sort -u)
 	while IFS= read -r file; do
 		if [ -z "$file" ] || [ -e "$aside/file/$file" ] || [ -e "$aside/absent/$file" ]; then
 			continue
@@ -74,12 +88,12 @@ patched() {
 		fi
 	done <<<"$touched"
 	cp -r "$aside/file/." "$work"
-	for patch in "$PATCHES"/*.patch; do
-		[ -e "$patch" ] || continue
+	while IFS= read -r patch; do
+		[ -n "$patch" ] || continue
 		echo "applying $patch"
 		patch --directory="$work" --strip=1 --batch --forward --no-backup-if-mismatch <"$patch" ||
 			die "$patch does not apply to linux $(stock_release): see the lines above"
-	done
+	done <<<"$list"
 	(cd "$work" && find . -type f -printf '%P\n') | while IFS= read -r file; do
 		same_or_copy "$work/$file" "$TREE/$file"
 	done
