@@ -7,7 +7,8 @@
  * (see Documentation/kernel-holes.md). No driver is asked before. While this
  * module is loaded, ftrace sends calls for a VMA of dax_dmem to a function
  * that has found nothing, which is what a fixed kernel finds there. All other
- * calls run the kernel's own code.
+ * calls run the kernel's own code. Kernels from 7.3 on are fixed, and the
+ * module refuses to load there.
  *
  * This is what a live patch does (kernel/livepatch/patch.c). A real one
  * replaces a function for everybody: it would have to carry a copy of this
@@ -30,6 +31,11 @@
 
 #define GUARDED "queue_folios_pte_range"
 #define DRIVER "dax_dmem"
+
+/* Set in Makefile, by the kernel's version. */
+#ifndef DMEM_MBIND_FIXED
+#define DMEM_MBIND_FIXED 0
+#endif
 
 /* In place of the guarded function: there was nothing to be queued. */
 static int nothing_found(pmd_t *pmd, unsigned long addr, unsigned long end,
@@ -77,6 +83,11 @@ static int __init guard_init(void)
 	const struct mm_walk_ops __maybe_unused ops = { .pmd_entry = nothing_found };
 	int ret;
 
+	if (DMEM_MBIND_FIXED) {
+		pr_notice("not needed: mbind() of this kernel passes over the mappings of %s by itself; not loaded\n",
+			  DRIVER);
+		return -ENODEV;
+	}
 	ret = ftrace_set_filter(&guard_ops, (unsigned char *)GUARDED,
 				strlen(GUARDED), 1);
 	if (ret) {
