@@ -29,6 +29,8 @@ const OPTIONS: [(&str, &str); 6] = [
 
 /// The file that the guard's module is.
 const GUARD: &str = "dax_dmem_guard";
+/// The first kernel that needs no guard.
+const MBIND_FIXED: (u32, u32) = (7, 3);
 
 pub fn findings(scene: &Scene) -> Vec<Finding> {
     let mut findings = vec![architecture(scene), release(scene), options(scene)];
@@ -181,6 +183,11 @@ fn other_kernels(scene: &Scene) -> Option<Finding> {
 /// See Documentation/kernel-holes.md.
 fn guard(scene: &Scene) -> Finding {
     const CHECK: &str = "guard";
+    let release = scene.release();
+    if major_minor(&release).is_some_and(|version| version >= MBIND_FIXED) {
+        let found = format!("{GUARD} is not needed: mbind() of {release} knows page-less memory");
+        return Finding::ok(CHECK, found);
+    }
     if scene.has(&format!("sys/module/{GUARD}")) {
         return Finding::ok(CHECK, format!("{GUARD} is loaded"));
     }
