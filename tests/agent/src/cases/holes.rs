@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Holes of the stock kernel: each case has to see its hole on a stock kernel, and to see it closed on a kernel
-//! with mm/patches. Which of the two it is the kernel's name says; no case guesses.
+//! with mm/patches, or of a series that has the fix. Which of them it is the kernel's name says; no case guesses.
 
 use std::os::fd::{AsRawFd, RawFd};
+use std::path::Path;
 use std::time::Duration;
 
 use crate::case::{errno, Case, Outcome};
@@ -21,7 +22,7 @@ pub(super) const PAGE: u64 = 4 * KIB;
 pub(super) const HUGE: u64 = 2 * MIB;
 /// Inside a 1 GiB leaf, at no boundary of 2 MiB.
 const CUT: u64 = 300 * MIB + 7 * PAGE;
-/// Closes the hole of mbind on stock kernels.
+/// Closes the hole of mbind on stock kernels before 7.3.
 const GUARD: &str = "dax_dmem_guard";
 /// Exit code of a process that did what it should and found wrong bytes.
 const WRONG_BYTES: i32 = 200;
@@ -45,13 +46,13 @@ pub(super) const CRASH: Case = Case {
 pub const CASES: &[Case] = &[
     Case {
         name: "hole-mbind-strict",
-        shows: "mbind with MPOL_MF_STRICT over special 2 MiB leaves: Oops on the stock kernel, 0 with the patch",
+        shows: "mbind with MPOL_MF_STRICT over special 2 MiB leaves: Oops on stock 7.2, 0 with the patch and from 7.3 on",
         run: mbind_strict,
         ..CRASH
     },
     Case {
         name: "guard-closes-mbind",
-        shows: "dax_dmem_guard lets mbind pass over page-less memory and changes no other answer of mbind",
+        shows: "dax_dmem_guard lets mbind pass over page-less memory and changes no other answer; from 7.3 on it is not needed",
         machine: "numa",
         run: guard,
         limit: 60,
@@ -89,10 +90,25 @@ pub const CASES: &[Case] = &[
     },
 ];
 
+/// The kernel's name.
+fn release() -> String {
+    sysfs::read("/proc/sys/kernel/osrelease").unwrap_or_default()
+}
+
 /// Whether the kernel has mm/patches: tests/lab/debug-kernel, who gives this name, puts them in.
 pub(super) fn patched() -> bool {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease");
-    release.is_ok_and(|name| name.trim_end().ends_with("-daxdmem-debug"))
+    release().ends_with("-daxdmem-debug")
+}
+
+/// Whether the kernel's own mbind knows leaves without a page: since 7.3.
+fn knows_special(release: &str) -> bool {
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|part| part.parse::<u32>());
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= (7, 3),
+        _ => false,
+    }
 }
 
 /// What became of a system call that may take the kernel down.
@@ -287,7 +303,7 @@ fn mbind_strict() -> Outcome {
     let device = page_less(GIB, &[(0, GIB)])?;
     let mapping = with_huge_leaves(&device, 64 * MIB)?;
     let attempt = Attempt::make(None, || mbind_strictly(&mapping))?;
-    if patched() {
+    if patched() || knows_special(&release()) {
         attempt.check_harmless()?;
         check_eq!(mbind_strictly(&mapping), 0, "mbind in this process");
         for offset in (0..64 * MIB).step_by(HUGE as usize) {
@@ -352,6 +368,24 @@ fn answers(beside: Option<&Device>) -> Outcome<Vec<i32>> {
     Ok(answers)
 }
 
+/// Has the guard loaded, which must refuse and say why.
+fn refused(guard: &Path) -> Outcome {
+    let mut log = KernelLog::open()?;
+    check_eq!(
+        errno(module::insert_with(guard, "")),
+        Some(libc::ENODEV),
+        "errno of loading the guard"
+    );
+    let lines = log.read_new();
+    check!(
+        lines
+            .iter()
+            .any(|line| line.contains("dax_dmem_guard: not needed: ")),
+        "the guard gives no reason: {lines:?}"
+    );
+    Ok(())
+}
+
 fn guard() -> Outcome {
     let file = payload::path(&format!("{GUARD}.ko"));
     if !file.exists() {
@@ -359,7 +393,11 @@ fn guard() -> Outcome {
     }
     let device = page_less(GIB, &[(0, GIB)])?;
     let before = answers(None)?;
-    module::insert(&file)?;
+    let needed = !knows_special(&release());
+    match needed {
+        true => module::insert(&file)?,
+        false => refused(&file)?,
+    }
     let guarded = answers(Some(&device))?;
     let mapping = with_huge_leaves(&device, 64 * MIB)?;
     Attempt::make(None, || mbind_strictly(&mapping))?.check_harmless()?;
@@ -368,18 +406,23 @@ fn guard() -> Outcome {
         0,
         "page faults after mbind"
     );
-    check_eq!(
-        errno(sysfs::try_write("/proc/sys/kernel/ftrace_enabled", "0")),
-        Some(libc::EBUSY),
-        "errno of turning ftrace off"
-    );
+    if needed {
+        check_eq!(
+            errno(sysfs::try_write("/proc/sys/kernel/ftrace_enabled", "0")),
+            Some(libc::EBUSY),
+            "errno of turning ftrace off"
+        );
+    }
     drop(mapping);
     // To node 0, where it lies, and to node 1: STRICT alone sees that it is misplaced, with MOVE it is moved. A
     // device behind it changes nothing.
     let (fits, misplaced) = (0, libc::EIO);
     let expected = [fits, misplaced, fits, fits].repeat(3);
     check_eq!(before, expected, "answers of the kernel as it is");
-    check_eq!(guarded, expected, "answers with the guard");
+    check_eq!(guarded, expected, "answers beside page-less memory");
+    if !needed {
+        return Ok(());
+    }
     // It comes and goes while other processes are inside the guarded function.
     let memory = Map::new(64 * HUGE).anonymous()?;
     memory.touch(PAGE);
@@ -519,4 +562,19 @@ fn smaps_unmaps() -> Outcome {
     }
     check_eq!(mapping.read(0), mark(0), "first word");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::knows_special;
+
+    #[test]
+    fn mbind_is_mended_since_7_3() {
+        for release in ["7.2.12+deb13-amd64", "6.12.48+deb13-amd64", "", "7.x"] {
+            assert!(!knows_special(release), "{release}");
+        }
+        for release in ["7.3.4+deb13-amd64", "7.3-rc1", "7.10.1", "8.0"] {
+            assert!(knows_special(release), "{release}");
+        }
+    }
 }
