@@ -2,50 +2,55 @@
 # shellcheck shell=bash
 #
 # The disk of a whole Debian 13, as an operator's machine has it before daxdmem:
-# systemd, GRUB, libvirt, the last but one kernel of trixie-backports. It has no
-# network; an archive on its own disk holds all that apt is asked for later: the
-# newest kernel of trixie-backports, and trixie's own, which is too old for the
-# driver. Sourced by setup.
+# systemd, GRUB, libvirt, the last but one kernel of trixie-backports, whatever
+# its series. It has no network; an archive on its own disk holds all that apt is
+# asked for later: that kernel's headers and source, the newest kernel of
+# trixie-backports, and trixie's own, which is too old for the driver. Sourced by
+# setup.
 
 SYSTEM_SCRIPTS=$CHECKOUT/tests/system
 SYSTEM_HOST=$LAB_HOST/system
 DISK_UUID=6b2f1a0c-5d0e-4b57-9a55-0d3c4f0b7e11
 
-
 system_key() {
-	key "$SYSTEM_SCRIPTS"/{packages,image.sh,disk,control,control.service} "$LAB_SCRIPTS/root.sh" "$ROOT/etc/daxdmem-lab.release"
+	key "$SYSTEM_SCRIPTS"/{packages,image.sh,archive,disk,control,control.service} "$LAB_SCRIPTS/root.sh" "$ROOT/etc/daxdmem-lab.release"
 }
 
 system_ready() {
 	[ "$(cat "$SYSTEM_HOST/key" 2>/dev/null)" = "$(system_key)" ]
 }
 
-# two_kernels DIR: writes "VERSION SERIES RELEASE" of the last two complete kernels
-# of the lab kernel's series to DIR/kernels, the older one first. resolve_kernel
-# has filled DIR.
+# last_two: reads what complete_kernels prints; prints the newest kernel and the
+# newest one before it, the older one first, each in the latest version that its
+# packages have.
+last_two() {
+	sort --version-sort --reverse | awk '!seen[$3]++ && ++n <= 2' | tac
+}
+
+# two_kernels DIR: writes "VERSION SERIES RELEASE" of the last two kernels to
+# DIR/kernels. resolve_kernel has filled DIR.
 two_kernels() {
 	local dir=$1
 	export APT_CONFIG=$dir/apt.conf
 	# shellcheck disable=SC2016 # expanded by apt
 	apt-get indextargets --format '$(FILENAME)' 'Created-By: Packages' |
-		xargs /usr/lib/apt/apt-helper cat-file | complete_kernels |
-		sort --version-sort | tail -n 2 >"$dir/kernels"
+		xargs /usr/lib/apt/apt-helper cat-file | complete_kernels | last_two >"$dir/kernels"
 	unset APT_CONFIG
 	cat "$dir/kernels"
-	[[ "$(cut -d' ' -f2 "$dir/kernels" | uniq -c)" =~ ^\ *2\ [0-9.]+$ ]] ||
-		die "$SUITE-backports has no two complete kernels of one series: there is nothing to upgrade from"
+	[ "$(wc -l <"$dir/kernels")" = 2 ] ||
+		die "$SUITE-backports has one complete kernel only: there is nothing to upgrade from"
 }
 
 # build_tree TREE DIR: the machine's files.
 build_tree() {
-	local tree=$1 old old_series old_release new new_release proxy
+	local tree=$1 old new proxy
 	{
-		read -r old old_series old_release
-		read -r new _ new_release
+		read -r old
+		read -r new
 	} <"$2/kernels"
 	proxy=$(apt-config shell p Acquire::http::Proxy | sed -n "s/^p='\(.*\)'$/\1/p")
 	# shellcheck disable=SC2016 # expanded by mmdebstrap's shell
-	sources | OLD=$old OLD_RELEASE=$old_release NEW=$new NEW_RELEASE=$new_release SERIES=$old_series \
+	sources | OLD_KERNEL=$old NEW_KERNEL=$new \
 		mmdebstrap --mode=root --variant=minbase --format=directory \
 		--architectures=amd64 --keyring="$KEYRING" \
 		--aptopt='APT::Install-Recommends "false"' \
@@ -82,6 +87,8 @@ furnish() {
 	install -d "$tree/etc/systemd/system.conf.d"
 	printf '[Manager]\nDefaultTimeoutStartSec=15min\nDefaultDeviceTimeoutSec=15min\nServiceWatchdogs=no\n' \
 		>"$tree/etc/systemd/system.conf.d/test.conf"
+	# Nor is it the size of an initramfs that is tested: a quick one will do.
+	printf 'COMPRESSLEVEL=1\n' >"$tree/etc/initramfs-tools/conf.d/test"
 	# What grub-install does. core.img has in it all that a small grub.cfg needs.
 	mkdir -p "$tree/boot/grub"
 	cp -r "$tree/usr/lib/grub/i386-pc" "$tree/boot/grub/"
