@@ -6,6 +6,8 @@
 GUESTS=(vm1 vm2)
 # Where the second disk, what is under test, appears in the machine.
 PAYLOAD=/media/daxdmem
+DRIVER=/sys/bus/dax/drivers/dax_dmem
+RECORD=/var/lib/daxdmem/poison.json
 
 # payload: the second disk: the packages, and the disk of a guest that boots into
 # the memory test of tests/agent.
@@ -99,8 +101,19 @@ guests_run() {
 guests_off() {
 	local guest
 	for guest in "${GUESTS[@]}"; do
-		must 120 "virsh destroy $guest"
+		must 300 "until virsh destroy $guest; do sleep 1; done"
 	done
+}
+
+# bring_trees PATTERN: to prepare a kernel's tree for the build takes ten times as
+# long under emulation: here they are, as if the packages had been installed
+# before. (A build drops the trees of kernels that are not there.)
+bring_trees() {
+	must 900 "mkdir -p /run/trees /var/cache/daxdmem-dkms && mount -o ro /dev/vdc /run/trees &&
+		for tree in /run/trees/$1; do
+			[ -e /var/cache/daxdmem-dkms/\${tree##*/} ] || cp -a \$tree /var/cache/daxdmem-dkms/ || exit
+		done
+		umount /run/trees"
 }
 
 # guests_held: both guests have filled their memory, read it back over and over,
@@ -140,9 +153,8 @@ test_guide() {
 	printf '%s\n' "$OUTPUT" >"$RUN/total"
 	mount_payload
 	must 300 "bash $PAYLOAD/files >/root/files"
-	# To prepare a kernel's tree for the build takes ten times as long under
-	# emulation: here they are, as if the packages had been installed before.
-	must 900 "mkdir /run/trees && mount -o ro /dev/vdc /run/trees && cp -a /run/trees /var/cache/daxdmem-dkms && umount /run/trees"
+	# shellcheck disable=SC2016 # expanded in the machine
+	bring_trees '$(uname -r)'
 	must 60 "cp $PAYLOAD/*.deb /root; for guest in ${GUESTS[*]}; do cp $PAYLOAD/guest.qcow2 /var/lib/libvirt/images/\$guest.qcow2; done"
 	mapfile -d '' -t blocks < <(guide_blocks | sed 's/^%%$/\x00/' | sed -z '/^\n*$/d')
 	((${#blocks[@]})) || fail "$GUIDE has no commands"
@@ -175,13 +187,14 @@ test_reboot() {
 # After a kernel upgrade by apt, DKMS has built the driver for the new kernel,
 # and after the reboot they start again, in the same places.
 test_kernel_upgrade() {
-	local before
+	local before headers source
 	prerequisite guide
 	vm_start "$RUN/disk.qcow2"
 	vm_settled
 	guests_off
 	must 30 'uname -r'
 	before=$OUTPUT
+	bring_trees '*'
 	must 30 'cd /srv/archive/dists && mv trixie-backports past && mv next trixie-backports'
 	must 120 'apt-get update'
 	must 3000 'apt-get --yes full-upgrade'
@@ -192,6 +205,10 @@ test_kernel_upgrade() {
 	must 30 'uname -r'
 	[ "$OUTPUT" != "$before" ] || fail "still kernel $before"
 	note "from kernel $before to $OUTPUT"
+	# Which linux-source has brought along.
+	must 30 "dpkg-query --show --showformat '\${Version} ' linux-headers-$OUTPUT linux-source-$(cut -d. -f1,2 <<<"$OUTPUT")"
+	read -r headers source <<<"$OUTPUT"
+	[ "$headers" = "$source" ] || fail "the kernel's headers are $headers, its source is ${source:-not there}"
 	same_again
 }
 
@@ -233,15 +250,17 @@ test_old_kernel() {
 	! grep -q 'updates/dkms/dax_dmem' <<<"$OUTPUT" || fail "a half-built module: $OUTPUT"
 }
 
-# Without the packaging's module settings the same image loses the region to
-# kmem at boot. (A file of the same name in /etc is the administrator's way to
-# take one of /usr/lib out.)
+# Without the packaging's module settings, the alias that its udev rule takes away
+# among them, the same image loses the region to kmem at boot. (A file of the same
+# name in /etc is the administrator's way to take one of /usr/lib out.)
 test_kmem_without() {
 	prerequisite guide
 	vm_start "$RUN/disk.qcow2"
 	total
 	local reserved=$OUTPUT
-	must 60 'test -f /usr/lib/modprobe.d/daxdmem.conf && ln -s /dev/null /etc/modprobe.d/daxdmem.conf'
+	must 60 'for file in modprobe.d/daxdmem.conf udev/rules.d/70-daxdmem.rules; do
+			test -f /usr/lib/$file && ln -s /dev/null /etc/$file || exit
+		done'
 	short_boots
 	vm_reboot
 	region_driver
@@ -269,6 +288,59 @@ test_kmem_never() {
 	done
 }
 
+# driver_knows PAGE…: they are in its list of failed pages.
+driver_knows() {
+	local page
+	must 60 "cat $DRIVER/poison"
+	for page in "$@"; do
+		grep -q -x -i "$page-$(printf '0x%x' $((page + 4095)))" <<<"$OUTPUT" ||
+			fail "the driver does not know of $page, but of: ${OUTPUT//$'\n'/ }"
+	done
+}
+
+# Pages that fail, of which the driver is told or the kernel, are recorded without
+# any command, by udev. After a reboot the driver is told by udev when it is
+# loaded, and before guests get their memory: none gets such a page again.
+test_memory_error() {
+	local pages=() page guest ranges range
+	prerequisite guide
+	vm_start "$RUN/disk.qcow2"
+	vm_settled
+	guests_off
+	placement >"$RUN/before"
+	while read -r guest range _; do
+		pages+=("$(printf '0x%x' $((${range%-*} + 0x20003000)))")
+	done <"$RUN/before"
+	must 60 "test ! -e $RECORD"
+	must 60 "echo 'add ${pages[0]}' >$DRIVER/poison"
+	must 60 "echo ${pages[1]} >/sys/devices/system/memory/hard_offline_page"
+	for page in "${pages[@]}"; do
+		must 120 "until grep -q -i '\"$page-' $RECORD; do sleep 1; done"
+	done
+	must 30 "stat -c '%a %U:%G' $RECORD; cat $RECORD"
+	[[ $OUTPUT == "600 root:root"* ]] || fail "$RECORD is ${OUTPUT%%$'\n'*}"
+	note "recorded: ${pages[*]}"
+	short_boots
+	vm_reboot
+	must 120 'modprobe dax_dmem && udevadm settle'
+	driver_knows "${pages[@]}"
+	must 300 'rm /etc/default/grub.d/zz-test.cfg; update-grub'
+	vm_reboot
+	vm_settled
+	driver_knows "${pages[@]}"
+	placement >"$RUN/placement"
+	while read -r guest ranges; do
+		note "$guest: $ranges"
+		for range in ${ranges% *}; do
+			for page in "${pages[@]}"; do
+				((page < ${range%-*} || page > ${range#*-})) || fail "$guest has $page: $range"
+			done
+		done
+	done <"$RUN/placement"
+	guests_run
+	guests_held
+}
+
 # After apt purge and a reboot all memory is the host's again, and no file is
 # left that was not there before.
 test_purge() {
@@ -278,8 +350,9 @@ test_purge() {
 	vm_settled
 	total
 	before=$OUTPUT
+	guests_off
 	for guest in "${GUESTS[@]}"; do
-		must 120 "virsh destroy $guest; virsh undefine $guest; rm /var/lib/libvirt/images/$guest.qcow2"
+		must 120 "virsh undefine $guest; rm /var/lib/libvirt/images/$guest.qcow2"
 	done
 	must 1200 'apt-get --yes purge daxdmem daxdmem-dkms'
 	vm_reboot
