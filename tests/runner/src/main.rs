@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use lab::{Kernel, Lab, Result};
-use report::{Report, Style, Verdict};
+use report::{Report, Style, Took, Verdict};
 use session::Context;
 use skips::{ExpectedSkips, NotTried};
 
@@ -140,7 +140,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
             chosen.retain(|case| match not_tried.reason(&case.name) {
                 None => true,
                 Some(reason) => {
-                    report.count(&case.name, Verdict::Skip(reason.to_owned()), 0.0);
+                    report.count(&case.name, Verdict::Skip(reason.to_owned()), Took::default());
                     false
                 }
             });

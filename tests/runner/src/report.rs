@@ -2,6 +2,7 @@
 //! The report: KTAP version 1 on standard output, one verdict line at the end.
 
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::skips::ExpectedSkips;
 
@@ -14,6 +15,25 @@ pub enum Verdict {
     Fail(String),
     /// It could not be tried; why.
     Skip(String),
+}
+
+/// What a case has cost.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Took {
+    /// From its begin to its verdict.
+    pub time: Duration,
+    /// Processor time of its VM meanwhile: unlike the other it is the same on a busy host.
+    pub cpu: Duration,
+}
+
+impl Took {
+    /// The time since then, of a VM that is gone.
+    pub fn since(begin: Instant) -> Took {
+        Took {
+            time: begin.elapsed(),
+            cpu: Duration::ZERO,
+        }
+    }
 }
 
 /// What becomes of lines and verdicts.
@@ -75,7 +95,7 @@ impl Report {
     }
 
     /// The end of a case. A skip that nobody expects becomes a failure; the verdict that counts comes back.
-    pub fn verdict(&self, name: &str, verdict: Verdict, seconds: f64) -> Verdict {
+    pub fn verdict(&self, name: &str, verdict: Verdict, took: Took) -> Verdict {
         let verdict = match verdict {
             Verdict::Skip(reason) if !self.skips.has(name) => Verdict::Fail(format!(
                 "unexpected skip: {reason} (expected ones are in tests/expected-skips)"
@@ -87,17 +107,20 @@ impl Report {
             gathered.push(verdict.clone());
             return verdict;
         }
-        self.count(name, verdict.clone(), seconds);
+        self.count(name, verdict.clone(), took);
         verdict
     }
 
     /// A verdict that counts as it is.
-    pub fn count(&self, name: &str, verdict: Verdict, seconds: f64) {
+    pub fn count(&self, name: &str, verdict: Verdict, took: Took) {
         let mut results = self.lock();
         results.push((name.to_owned(), verdict.clone()));
         let number = results.len();
+        let (seconds, cpu) = (took.time.as_secs_f64(), took.cpu.as_secs_f64());
         match (self.style, &verdict) {
-            (Style::Ktap, Verdict::Pass) => println!("ok {number} - {name} # time {seconds:.1}s"),
+            (Style::Ktap, Verdict::Pass) => {
+                println!("ok {number} - {name} # time {seconds:.1}s, cpu {cpu:.1}s")
+            }
             (Style::Ktap, Verdict::Skip(reason)) => {
                 println!("ok {number} - {name} # SKIP {reason}")
             }
@@ -127,7 +150,7 @@ impl Report {
             Some(reason) => Verdict::Fail(format!("{bad} of {all} VMs: {reason}")),
         };
         self.diagnostic(name, &format!("ran last in {all} VMs"));
-        self.count(name, verdict, 0.0);
+        self.count(name, verdict, Took::default());
     }
 
     /// Verdicts so far, in the order they came.
@@ -166,9 +189,9 @@ mod tests {
     fn gathered(verdicts: &[Verdict]) -> (usize, bool) {
         let gathers = Some("last".to_owned());
         let report = Report::gathering(Style::Quiet, ExpectedSkips::default(), 1, gathers);
-        report.verdict("case", Verdict::Pass, 0.0);
+        report.verdict("case", Verdict::Pass, Took::default());
         for verdict in verdicts {
-            report.verdict("last", verdict.clone(), 0.0);
+            report.verdict("last", verdict.clone(), Took::default());
         }
         let good = report.finish();
         (report.results().len(), good)

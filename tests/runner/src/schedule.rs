@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use crate::catalog::Case;
 use crate::machine::Machine;
-use crate::report::Verdict;
+use crate::report::{Took, Verdict};
 use crate::session::{self, Context};
 
 /// VMs side by side: the emulation uses a thread per virtual CPU.
@@ -179,10 +179,10 @@ impl Schedule {
     /// A machine that does not come up fails everything that waits for it.
     fn give_up(&self, context: &Context<'_>, machine: &Machine, reason: &str, begin: Instant) {
         while let Some(case) = self.take_case(machine, false) {
-            let seconds = begin.elapsed().as_secs_f64();
+            let verdict = Verdict::Fail(reason.to_owned());
             context
                 .report
-                .verdict(&case.name, Verdict::Fail(reason.to_owned()), seconds);
+                .verdict(&case.name, verdict, Took::since(begin));
         }
     }
 }

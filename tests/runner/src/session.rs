@@ -8,7 +8,7 @@ use crate::console::Console;
 use crate::lab::{Lab, Result};
 use crate::machine::Machine;
 use crate::memory_file::MemoryFile;
-use crate::report::{Report, Verdict};
+use crate::report::{Report, Took, Verdict};
 use crate::vm::{Event, Vm};
 use crate::walk;
 
@@ -41,6 +41,8 @@ struct Running {
     begin: Instant,
     /// [`Vm::waited`] when it began.
     waited: Duration,
+    /// [`Session::cpu`] when it began.
+    cpu: Duration,
     last_sign: Instant,
     /// How many times it had the VM reset.
     resets: u32,
@@ -78,8 +80,10 @@ pub fn run(
         closing: None,
         resetting: false,
         boot_deadline: Some(begin + BOOT_LIMIT * context.patience),
+        cpu: Duration::ZERO,
     };
     let end = session.serve(&mut vm, &mut next);
+    session.cpu += vm.cpu();
     drop(vm);
     match (end, session.running.take()) {
         (End::Done, None) => Ok(()),
@@ -132,6 +136,8 @@ struct Session<'a> {
     /// Between a case's wish for a reset and the agent's return.
     resetting: bool,
     boot_deadline: Option<Instant>,
+    /// Processor time of the VMs that are gone.
+    cpu: Duration,
 }
 
 impl Session<'_> {
@@ -200,7 +206,7 @@ impl Session<'_> {
                     .map_or(line, |text| text.strip_prefix(' ').unwrap_or(text));
                 self.context.report.diagnostic(&running.case.name, text);
             }
-            Some((name, verdict)) if name == running.case.name => self.on_verdict(verdict),
+            Some((name, verdict)) if name == running.case.name => self.on_verdict(vm, verdict),
             Some((name, _)) => {
                 return Some(End::Broken(format!(
                     "the agent gave a verdict on '{name}' instead"
@@ -214,7 +220,8 @@ impl Session<'_> {
         if self.boot_deadline.take().is_some() {
             let seconds = self.begin.elapsed().as_secs_f64();
             let name = self.machine.name;
-            let text = format!("machine {name} is up after {seconds:.1} s");
+            let cpu = vm.cpu().as_secs_f64();
+            let text = format!("machine {name} is up after {seconds:.1} s, cpu {cpu:.1} s");
             self.context.report.diagnostic(name, &text);
         }
         if let Some(running) = &self.running {
@@ -251,6 +258,7 @@ impl Session<'_> {
             case,
             begin: now,
             waited: vm.waited(),
+            cpu: self.cpu + vm.cpu(),
             last_sign: now,
             resets: 0,
             deadline: None,
@@ -274,6 +282,7 @@ impl Session<'_> {
         if broken.is_some() {
             return broken;
         }
+        self.cpu += vm.cpu();
         // Two at a time are more than the schedule has reckoned with.
         vm.power_off();
         match boot(self.context, self.machine, &format!(" {parameters}")) {
@@ -298,18 +307,21 @@ impl Session<'_> {
         None
     }
 
-    fn on_verdict(&mut self, verdict: Verdict) {
+    fn on_verdict(&mut self, vm: &Vm, verdict: Verdict) {
         let Some(running) = self.running.take() else {
             return;
         };
         match verdict {
             Verdict::Fail(reason) => self.fail(&running, reason),
             verdict => {
-                let seconds = running.begin.elapsed().as_secs_f64();
+                let took = Took {
+                    time: running.begin.elapsed(),
+                    cpu: (self.cpu + vm.cpu()).saturating_sub(running.cpu),
+                };
                 let counted = self
                     .context
                     .report
-                    .verdict(&running.case.name, verdict, seconds);
+                    .verdict(&running.case.name, verdict, took);
                 if matches!(counted, Verdict::Fail(_)) {
                     self.spoilt = true;
                     self.closing = None;
@@ -372,11 +384,8 @@ impl Session<'_> {
             ),
             Err(error) => report.diagnostic(name, &error),
         }
-        report.verdict(
-            name,
-            Verdict::Fail(reason),
-            running.begin.elapsed().as_secs_f64(),
-        );
+        let took = Took::since(running.begin);
+        report.verdict(name, Verdict::Fail(reason), took);
     }
 }
 

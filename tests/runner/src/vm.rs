@@ -126,6 +126,22 @@ impl Vm {
         Duration::from_nanos(longest.unwrap_or(0))
     }
 
+    /// Processor time it has taken so far.
+    pub fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.qemu.id()));
+        // Behind the name, which may have blanks in it: the user and system times of all threads, dead ones included.
+        let stat = stat.unwrap_or_default();
+        let numbers = stat.rsplit(')').next().unwrap_or_default();
+        let ticks: u64 = numbers
+            .split_ascii_whitespace()
+            .skip(11)
+            .take(2)
+            .filter_map(|number| number.parse::<u64>().ok())
+            .sum();
+        // USER_HZ is 100 wherever there is x86-64.
+        Duration::from_millis(10 * ticks)
+    }
+
     /// The next event, `None` if nothing happens for that long.
     pub fn next(&self, wait: Duration) -> Option<Event> {
         match self.events.recv_timeout(wait) {
