@@ -98,7 +98,9 @@ agent: lab ## build the program that runs inside the VMs
 runner: lab ## build the program that boots the VMs
 	@$(CARGO) build $(CRATES) --release -p dmem-runner
 
-programs: $(PROGRAMS)
+# Tool and runner at once: the one compiles while the other is linked.
+programs: agent lab
+	@$(CARGO) build $(CRATES) --release -p daxdmem -p dmem-runner
 
 # ---- packages ---------------------------------------------------------------
 
