@@ -173,12 +173,12 @@ pub const MACHINES: &[Machine] = &[
         cost: 3 * GIB,
         ..STD
     },
-    // One region of 12 GiB, all of which may be written: more than half of what the host has, so it runs alone.
+    // One region of 12 GiB, all of which may be written. The kernel touches less than 1 GiB of the rest.
     Machine {
         name: "region12",
         memory: 16 * GIB,
         reserved: &[(12, 4)],
-        cost: 16 * GIB,
+        cost: 13 * GIB + 512,
         ..STD
     },
     // Four machines of different topology on which a case plans the reservation and boots with it.

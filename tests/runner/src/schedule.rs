@@ -45,7 +45,8 @@ struct State {
 }
 
 impl State {
-    /// Takes the machine with the most work that fits into the memory left.
+    /// Takes the machine with the most work that fits into the memory left; one that leaves little memory for others
+    /// before all, while there are others that need little.
     fn choose(&mut self) -> Option<&'static Machine> {
         let (memory, extra) = (self.memory, self.extra);
         let fits = |queue: &&mut Queue| queue.wants_vm() && queue.machine.cost + extra <= memory;
@@ -53,7 +54,7 @@ impl State {
             .queues
             .iter_mut()
             .filter(fits)
-            .max_by_key(|queue| queue.work())?;
+            .max_by_key(|queue| (queue.machine.cost > MEMORY / 2, queue.work()))?;
         queue.vms += 1;
         self.memory -= queue.machine.cost + extra;
         Some(queue.machine)
@@ -229,6 +230,13 @@ mod tests {
         assert_eq!(choices(cases(), MEMORY), ["std", "std", "small"]);
         let one_of_each = machine::find("std").unwrap().cost + machine::find("small").unwrap().cost;
         assert_eq!(choices(cases(), one_of_each), ["std", "small"]);
+    }
+
+    #[test]
+    fn the_largest_machine_goes_first_beside_a_small_one() {
+        let cases =
+            ["std", "plan-hole", "region12", "numa"].map(|machine| case(machine, 20, false));
+        assert_eq!(choices(cases.into(), MEMORY), ["region12", "plan-hole"]);
     }
 
     #[test]
