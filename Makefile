@@ -19,7 +19,7 @@ RUNNER  := $(SANDBOX) $(LAB)/target/release/dmem-runner
 PROGRAMS := tool agent runner
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-debug test-system module in-tree debug-kernel $(PROGRAMS) programs install deb \
+.PHONY: help demo test test-long test-debug test-system module in-tree debug-kernel $(PROGRAMS) programs install deb \
 	lab lab-update lab-shell lint host-test vm-test vm-list fuzz fuzz-planted fuzz-logic clean
 MAKEFLAGS += --no-print-directory
 
@@ -41,6 +41,9 @@ demo: programs module ## boot two guests on page-less memory and report what it 
 
 test: ## everything: checks, host tests, module build, VM cases
 	@tests/lab/run-tests
+
+test-long: ## VM cases of which make test tries a part only, in full
+	@tests/lab/run-tests long
 
 test-debug: ## KUnit and the VM cases on a kernel with KASAN, lockdep, kmemleak
 	@tests/lab/run-tests debug $(CASES)

@@ -60,6 +60,8 @@ pub struct Case {
     pub hidden: bool,
     /// May leave a process that died inside the kernel with locks held and cannot be killed: `fresh` as well.
     pub dies: bool,
+    /// Tries every point of something; `make test` has it try a part of them: [`crate::sample`].
+    pub sampled: bool,
     /// Texts in the kernel log that are no failure here although the gate looks for them.
     pub expects_log: &'static [&'static str],
     /// The case.
@@ -76,15 +78,16 @@ impl Case {
         fresh: false,
         hidden: false,
         dies: false,
+        sampled: false,
         expects_log: &[],
         run: || Ok(()),
     };
 
-    /// The row as the runner reads it: tab-separated name, machine, limit, fresh, hidden, shows.
+    /// The row as the runner reads it: tab-separated name, machine, limit, fresh, hidden, sampled, shows.
     pub fn row(&self) -> String {
         format!(
-            "{}\t{}\t{}\t{}\t{}\t{}",
-            self.name, self.machine, self.limit, self.fresh, self.hidden, self.shows
+            "{}\t{}\t{}\t{}\t{}\t{}\t{}",
+            self.name, self.machine, self.limit, self.fresh, self.hidden, self.sampled, self.shows
         )
     }
 }

@@ -29,6 +29,7 @@ mod poison;
 mod probe;
 mod region;
 mod reset;
+mod sample;
 mod scrub;
 mod spinner;
 mod supervisor;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use crate::case::{Case, Failure, Outcome};
 use crate::control::{Control, FD_VARIABLE};
 use crate::kernel_log::{complaints, note, KernelLog};
-use crate::{cases, cmdline, mount, payload, reset, sysfs};
+use crate::{cases, cmdline, mount, payload, reset, sample, sysfs};
 
 /// The command line word that starts this part.
 pub const ARGUMENT: &str = "supervise";
@@ -135,7 +135,8 @@ fn run_process(case: &Case, control: &mut Control) -> std::io::Result<Option<i32
     command
         .arg("case")
         .arg(case.name)
-        .env(FD_VARIABLE, fd.to_string());
+        .env(FD_VARIABLE, fd.to_string())
+        .env(sample::VARIABLE, sample::of(case));
     let stdout = OwnedFd::from(writer.try_clone()?);
     command
         .stdin(Stdio::null())

@@ -20,6 +20,8 @@ pub struct Case {
     pub fresh: bool,
     /// Run by name only.
     pub hidden: bool,
+    /// Tries a part of its points only, unless it is told otherwise.
+    pub sampled: bool,
     /// One sentence.
     pub shows: String,
 }
@@ -61,7 +63,7 @@ pub fn select(cases: Vec<Case>, names: &[String]) -> Result<Vec<Case>> {
 
 fn parse(row: &str) -> Result<Case> {
     let fields: Vec<&str> = row.split('\t').collect();
-    let [name, machine, limit, fresh, hidden, shows] = fields[..] else {
+    let [name, machine, limit, fresh, hidden, sampled, shows] = fields[..] else {
         return Err(format!("not a row of the case table: '{row}'"));
     };
     let known = machine::find(machine);
@@ -73,6 +75,7 @@ fn parse(row: &str) -> Result<Case> {
             .map_err(|_| format!("case {name}: bad time limit '{limit}'"))?,
         fresh: fresh == "true",
         hidden: hidden == "true",
+        sampled: sampled == "true",
         shows: shows.to_owned(),
     })
 }
@@ -83,12 +86,19 @@ mod tests {
 
     #[test]
     fn rows_are_parsed_and_selected() {
-        let rows = ["a\tstd\t5\tfalse\tfalse\tx", "b\tsmall\t5\ttrue\ttrue\ty"];
+        let rows = [
+            "a\tstd\t5\tfalse\tfalse\ttrue\tx",
+            "b\tsmall\t5\ttrue\ttrue\tfalse\ty",
+        ];
         let cases: Vec<Case> = rows.iter().map(|row| parse(row).unwrap()).collect();
         assert_eq!(select(cases.clone(), &[]).unwrap().len(), 1);
+        assert_eq!(
+            cases.iter().map(|case| case.sampled).collect::<Vec<_>>(),
+            [true, false]
+        );
         assert_eq!(select(cases.clone(), &["b".into()]).unwrap()[0].limit, 5);
         assert!(select(cases, &["c".into()]).is_err());
-        assert!(parse("a\tnowhere\t5\tfalse\tfalse\tx").is_err());
+        assert!(parse("a\tnowhere\t5\tfalse\tfalse\tfalse\tx").is_err());
         assert!(parse("a\tstd").is_err());
     }
 }

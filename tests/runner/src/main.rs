@@ -74,6 +74,12 @@ enum Command {
         /// Only this case; may be given several times.
         #[arg(long = "case")]
         cases: Vec<String>,
+        /// Of the points that a sampling case could try it tries one of so many, from a random one on.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+        every: u32,
+        /// Only the cases that --every makes sample.
+        #[arg(long, conflicts_with = "cases")]
+        sampling: bool,
         /// Lists the cases instead.
         #[arg(long)]
         list: bool,
@@ -118,11 +124,18 @@ fn run(arguments: &Arguments) -> Result<bool> {
         initramfs: &initramfs,
         report,
         patience: arguments.patience * kernel.slowness(),
+        every: 1,
         closing: None,
     };
     match &arguments.command {
-        Command::Run { cases, .. } => {
+        Command::Run {
+            cases,
+            every,
+            sampling,
+            ..
+        } => {
             let mut chosen = catalog::select(all.clone(), cases)?;
+            chosen.retain(|case| case.sampled || !sampling);
             let mut closing = None;
             let mut not_tried = NotTried::default();
             if kernel == Kernel::Debug {
@@ -140,11 +153,16 @@ fn run(arguments: &Arguments) -> Result<bool> {
             chosen.retain(|case| match not_tried.reason(&case.name) {
                 None => true,
                 Some(reason) => {
-                    report.count(&case.name, Verdict::Skip(reason.to_owned()), Took::default());
+                    report.count(
+                        &case.name,
+                        Verdict::Skip(reason.to_owned()),
+                        Took::default(),
+                    );
                     false
                 }
             });
             let context = Context {
+                every: *every,
                 closing: closing.as_ref(),
                 ..context(&report)
             };

@@ -200,6 +200,7 @@ mod tests {
             limit,
             fresh,
             hidden: false,
+            sampled: false,
             shows: String::new(),
         }
     }

@@ -31,6 +31,8 @@ pub struct Context<'a> {
     pub report: &'a Report,
     /// Multiplies all time limits.
     pub patience: u32,
+    /// Cases that sample try one of so many points.
+    pub every: u32,
     /// Run last in every VM that came to its end in order.
     pub closing: Option<&'a Case>,
 }
@@ -119,7 +121,8 @@ pub fn run(
 
 fn boot(context: &Context<'_>, machine: &Machine, parameters: &str) -> Result<Vm> {
     let (lab, initramfs) = (context.lab, context.initramfs);
-    Vm::boot(lab, machine, initramfs, context.patience, parameters)
+    let parameters = format!(" dmem.every={}{parameters}", context.every);
+    Vm::boot(lab, machine, initramfs, context.patience, &parameters)
 }
 
 struct Session<'a> {

@@ -2,8 +2,8 @@
 //! The tool killed between any two of its steps: the next run repairs or resumes.
 //!
 //! It is killed (SIGKILL) as it enters a system call that changes something, for the nth time, for n = 1, 2, … until
-//! it ends by itself. Reading changes nothing, so these are all the moments there are. The run that repairs is killed
-//! as well, at a moment that varies, and then repaired by one more.
+//! it ends by itself. Reading changes nothing, so these are all the moments there are; `make test` tries some of them.
+//! The run that repairs is killed as well, at a moment that varies, and then repaired by one more.
 
 use std::path::Path;
 
@@ -11,6 +11,7 @@ use crate::case::{Case, Failure, Named, Outcome};
 use crate::command::Command;
 use crate::device::{driver_attribute, Device, DAX_DMEM};
 use crate::region::{Region, GIB, MIB};
+use crate::sample::Sample;
 use crate::{check, check_eq, say, sysfs};
 
 use super::tool_host::{
@@ -25,6 +26,7 @@ pub const CASES: &[Case] = &[
         shows: "create on device 0, killed anywhere: the guest is there or not at all, and can be made again",
         limit: 240,
         run: || create("--size 1G", GIB, &[]),
+        sampled: true,
         ..Case::DEFAULT
     },
     Case {
@@ -37,6 +39,7 @@ pub const CASES: &[Case] = &[
             let words = format!("--size 1.5G --align 2M --scrub never --owner {STRANGER} --mode 0660");
             create(&words, 3 * GIB / 2, &fillers)
         },
+        sampled: true,
         ..Case::DEFAULT
     },
     Case {
@@ -44,6 +47,7 @@ pub const CASES: &[Case] = &[
         shows: "the same where the tool has to ask the kernel first where the region starts",
         limit: 240,
         run: survey,
+        sampled: true,
         ..Case::DEFAULT
     },
     Case {
@@ -51,6 +55,7 @@ pub const CASES: &[Case] = &[
         shows: "destroy, killed anywhere: the guest is there as before, or gone for good",
         limit: 240,
         run: destroy,
+        sampled: true,
         ..Case::DEFAULT
     },
     Case {
@@ -58,6 +63,7 @@ pub const CASES: &[Case] = &[
         shows: "unbind and bind, killed anywhere: the guest is bound or not, and keeps its name and memory",
         limit: 240,
         run: unbind_bind,
+        sampled: true,
         ..Case::DEFAULT
     },
     Case {
@@ -65,6 +71,7 @@ pub const CASES: &[Case] = &[
         shows: "set, killed anywhere: policy and owner are as before or as wanted, each with the other, and recorded",
         limit: 120,
         run: set,
+        sampled: true,
         ..Case::DEFAULT
     },
     Case {
@@ -79,26 +86,32 @@ pub const CASES: &[Case] = &[
 /// More steps than any verb has.
 const ENDLESS: usize = 200;
 
-/// For each step: prepares, has the verb killed there, repairs with interruptions, and checks. The number of steps.
+/// For each step, or every nth one of a sample: prepares, has the verb killed there, repairs with interruptions, and
+/// checks. The number of steps.
 pub fn at_every_step(
     words: &str,
     mut prepare: impl FnMut() -> Outcome,
     mut check: impl FnMut() -> Outcome<&'static str>,
 ) -> Outcome<usize> {
     let mut ends: Vec<&'static str> = Vec::new();
-    for step in 1..ENDLESS {
+    let sample = Sample::new()?;
+    for step in sample.points(ENDLESS) {
         prepare()?;
         let ran = killed_at(step, &format!("daxdmem {words}"))?;
         if ran.code == Some(0) {
             check()?;
             say!("daxdmem {words}: {}", ran.calls.join(", "));
+            let steps = ran.calls.len();
             say!(
-                "daxdmem {words}: killed at each of {} steps, then: {}",
-                ends.len(),
+                "daxdmem {words}: killed at {sample} of {steps} steps, then: {}",
                 runs(&ends)
             );
-            check_eq!(ran.calls.len(), ends.len(), "number of steps of '{words}'");
-            return Ok(ends.len());
+            check_eq!(
+                sample.points(steps).count(),
+                ends.len(),
+                "steps of '{words}' to be killed at"
+            );
+            return Ok(steps);
         }
         let at = format!("step {step}, {}", ran.calls.last().unwrap_or(&"none"));
         check_eq!(

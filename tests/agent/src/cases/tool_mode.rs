@@ -56,6 +56,7 @@ pub const CASES: &[Case] = &[
         shows: "mode, killed anywhere: the device is wholly what it was or what it was to be, the host's settings are back",
         limit: 600,
         run: kill_mode,
+        sampled: true,
         ..Case::DEFAULT
     },
 ];

@@ -44,6 +44,7 @@ pub const CASES: &[Case] = &[
         machine: "numa",
         limit: 400,
         run: killed,
+        sampled: true,
         ..Case::DEFAULT
     },
 ];

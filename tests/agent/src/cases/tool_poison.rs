@@ -28,6 +28,7 @@ pub const CASES: &[Case] = &[
         shows: "poison add and clear, killed anywhere: after the next command driver and record have the same pages",
         limit: 120,
         run: kills,
+        sampled: true,
         ..Case::DEFAULT
     },
     Case {

@@ -48,6 +48,7 @@ pub const CASES: &[Case] = &[
         shows: "rename, killed anywhere: the guest has one name, the old or the new one",
         limit: 120,
         run: kill_rename,
+        sampled: true,
         ..Case::DEFAULT
     },
     Case {
@@ -55,6 +56,7 @@ pub const CASES: &[Case] = &[
         shows: "resize, killed anywhere: the guest has its old size or the new one, and is bound with its settings",
         limit: 300,
         run: kill_resize,
+        sampled: true,
         ..Case::DEFAULT
     },
 ];
