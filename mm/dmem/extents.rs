@@ -41,6 +41,13 @@ impl Extent {
         self.len > 0 && other.len > 0 && below(self, other) && below(other, self)
     }
 
+    /// The bytes that both have; `None` where there is none, or a piece would end beyond 64 bits.
+    #[inline]
+    pub fn common(&self, other: &Extent) -> Option<Extent> {
+        let end = self.end()?.min(other.end()?);
+        Extent::between(self.start.max(other.start), end).filter(|common| common.len > 0)
+    }
+
     /// Whether the byte at this address is in it.
     #[inline]
     pub fn contains(&self, at: PhysAddr) -> bool {
@@ -194,15 +201,27 @@ impl<S: Store> ExtentSet<S> {
         extent.len == 0 || first.is_some_and(|gap| gap == *extent)
     }
 
+    /// The parts of `extent` that are in the set, in ascending order.
+    pub fn within<'s>(&'s self, extent: &Extent) -> impl Iterator<Item = Extent> + use<'s, S> {
+        let extent = *extent;
+        let known = self.behind(&extent).iter();
+        known.map_while(move |known| known.common(&extent))
+    }
+
     /// The parts of `extent` that are not in the set, in ascending order.
     pub fn missing(&self, extent: &Extent) -> Missing<'_> {
+        Missing {
+            known: self.behind(extent),
+            left: Some(*extent),
+        }
+    }
+
+    /// The extents of the set from the first on that ends behind the start of `extent`.
+    fn behind(&self, extent: &Extent) -> &[Extent] {
         let first = self
             .0
             .partition_point(|e| e.end().is_some_and(|end| end <= extent.start));
-        Missing {
-            known: self.0.get(first..).unwrap_or_default(),
-            left: Some(*extent),
-        }
+        self.0.get(first..).unwrap_or_default()
     }
 }
 

@@ -11,6 +11,7 @@
 use kernel::prelude::*;
 
 mod access;
+mod badblocks;
 mod custody;
 mod device;
 mod error;

@@ -53,6 +53,11 @@ impl Ledger {
             pages: ExtentSet::new(Extents::new()),
         }
     }
+
+    /// The parts of this memory that are poisoned, ascending.
+    pub(crate) fn within(&self, extent: &Extent) -> impl Iterator<Item = Extent> + '_ {
+        self.pages.within(extent)
+    }
 }
 
 /// Pages that were reported and are not in the ledger yet.

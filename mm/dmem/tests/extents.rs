@@ -168,10 +168,13 @@ proptest! {
         }
         let whole = extent(start, len);
         let missing: Vec<Extent> = set.missing(&whole).collect();
+        let within: Vec<Extent> = set.within(&whole).collect();
         prop_assert!(is_normal(&missing), "{missing:?}");
-        let (known, missing) = (table(set.extents()), table(&missing));
+        prop_assert!(is_normal(&within), "{within:?}");
+        let (known, missing, within) = (table(set.extents()), table(&missing), table(&within));
         for (index, inside) in table(&[whole]).into_iter().enumerate() {
             prop_assert_eq!(missing[index], inside && !known[index], "byte {}", index);
+            prop_assert_eq!(within[index], inside && known[index], "byte {}", index);
         }
     }
 

@@ -15,7 +15,10 @@
 //! - `openers`: number of open files;
 //! - `scrub_policy`: what is done at release, to be changed at any time;
 //! - `scrub_state`: see [`Cleanness`](crate::device::Cleanness);
-//! - `scrub_progress`: `DONE TOTAL` bytes of what bind found to be scrubbed.
+//! - `scrub_progress`: `DONE TOTAL` bytes of what bind found to be scrubbed;
+//! - `badblocks`: see `badblocks_file.rs`.
+//!
+//! Of each region, in `dax_dmem/` of its directory: `badblocks`, see `region.rs`.
 
 use core::ptr::{addr_of, null};
 use core::slice;
@@ -30,7 +33,7 @@ use crate::registry::{self, Clean, Policies, Quarantine, Scrubbing};
 use crate::scrub::{Policy, Progress, Scrub};
 
 use super::bus::binding_of;
-use super::{poison_file, raw, Table};
+use super::{badblocks_file, poison_file, raw, Table};
 
 /// Attributes of the driver.
 pub(super) fn driver_groups() -> *const *const raw::attribute_group {
@@ -62,7 +65,7 @@ static DEVICE_GROUPS: Table<[*const raw::attribute_group; 2]> =
 static DEVICE_GROUP: Table<raw::attribute_group> = group(
     name_of(c"dax_dmem"),
     addr_of!(DEVICE_ATTRIBUTES.0).cast(),
-    null(),
+    badblocks_file::device_files(),
 );
 static DEVICE_ATTRIBUTES: Table<[*const raw::attribute; 5]> = Table([
     addr_of!(OPENERS.0.attr),
@@ -132,7 +135,7 @@ const fn of_device(
 }
 
 /// A group of attributes and files, in a directory of that name unless it is null.
-const fn group(
+pub(super) const fn group(
     name: *const c_char,
     attrs: *const *const raw::attribute,
     bin_attrs: *const *const raw::bin_attribute,
@@ -146,7 +149,7 @@ const fn group(
 }
 
 /// A name as C wants it.
-const fn name_of(name: &'static CStr) -> *const c_char {
+pub(super) const fn name_of(name: &'static CStr) -> *const c_char {
     name.to_bytes_with_nul().as_ptr()
 }
 

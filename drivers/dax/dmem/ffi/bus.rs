@@ -15,7 +15,7 @@ use crate::registry;
 
 use super::attributes;
 use super::dev_dax::DevDax;
-use super::{raw, this_module};
+use super::{raw, region, this_module};
 
 /// The driver's name on the bus.
 const NAME: &CStr = c"dax_dmem";
@@ -76,6 +76,7 @@ impl Registration {
                     to_result(raw::__dax_driver_register(driver, this_module(), name))?;
                     to_result(raw::bus_register_notifier((*driver).drv.bus, watch))
                         .inspect_err(|_| raw::dax_driver_unregister(driver))
+                        .map(|()| region::show_all((*driver).drv.bus))
                 }
             }),
         })
@@ -90,6 +91,8 @@ impl PinnedDrop for Registration {
         unsafe {
             let driver = addr_of_mut!((*registered).driver);
             raw::dax_driver_unregister(driver);
+            // While the bus still tells of regions that go.
+            region::hide_all();
             // What other drivers do no longer matters: the module forgets all it knows.
             raw::bus_unregister_notifier((*driver).drv.bus, addr_of_mut!((*registered).watch));
         }
@@ -97,7 +100,7 @@ impl PinnedDrop for Registration {
 }
 
 /// Called for every event on the dax bus. Goes on to [`registry::forget`] where memory leaves this
-/// driver's control.
+/// driver's control, and to [`region`] where regions come and go.
 ///
 /// # Safety
 ///
@@ -110,18 +113,19 @@ unsafe extern "C" fn watch(
 ) -> c_int {
     const BIND: usize = raw::bus_notifier_event_BUS_NOTIFY_BIND_DRIVER as usize;
     const BOUND: usize = raw::bus_notifier_event_BUS_NOTIFY_BOUND_DRIVER as usize;
+    const ADD: usize = raw::bus_notifier_event_BUS_NOTIFY_ADD_DEVICE as usize;
     const DEL: usize = raw::bus_notifier_event_BUS_NOTIFY_DEL_DEVICE as usize;
+    const REMOVED: usize = raw::bus_notifier_event_BUS_NOTIFY_REMOVED_DEVICE as usize;
     let device = data.cast::<raw::device>();
-    // SAFETY: By the safety requirement; every device of the bus is part of a `dev_dax`.
+    // SAFETY: By the safety requirement.
     let (dev_dax, is_ours) = unsafe {
         let registered = watch
             .byte_sub(offset_of!(Registered, watch))
             .cast::<Registered>();
         let ours = addr_of_mut!((*registered).driver.drv);
-        let dev_dax = device.byte_sub(offset_of!(raw::dev_dax, dev));
-        (dev_dax.cast::<raw::dev_dax>(), (*device).driver == ours)
+        (dev_dax_of(device), (*device).driver == ours)
     };
-    let Some(dev_dax) = NonNull::new(dev_dax) else {
+    let Some(dev_dax) = dev_dax else {
         return NOTIFY_DONE;
     };
     match event {
@@ -143,6 +147,17 @@ unsafe extern "C" fn watch(
                 registry::forget(&region);
             }
         }
+        // SAFETY: The device has been added.
+        ADD => unsafe { region::show(dev_dax) },
+        // Not before: at DEL the bus still lists the device to who searches it.
+        REMOVED => {
+            // SAFETY: As at DEL.
+            unsafe {
+                if region_that_ends_with(dev_dax).is_some() {
+                    region::hide(dev_dax);
+                }
+            }
+        }
         _ => {}
     }
     NOTIFY_DONE
@@ -150,6 +165,16 @@ unsafe extern "C" fn watch(
 
 /// The answer of a notifier that does not care.
 const NOTIFY_DONE: c_int = raw::NOTIFY_DONE as c_int;
+
+/// The `dev_dax` of a device.
+///
+/// # Safety
+///
+/// `device` must be a device of the dax bus: each is part of one.
+pub(super) unsafe fn dev_dax_of(device: *mut raw::device) -> Option<NonNull<raw::dev_dax>> {
+    // SAFETY: By the safety requirement.
+    NonNull::new(unsafe { device.byte_sub(offset_of!(raw::dev_dax, dev)).cast() })
+}
 
 /// The memory of the device's region if it does not outlive the device: the first device of a
 /// region, and the only one of a static region, go with it.
@@ -178,7 +203,11 @@ unsafe fn region_that_ends_with(dev_dax: NonNull<raw::dev_dax>) -> Option<Extent
 unsafe extern "C" fn probe(dev_dax: *mut raw::dev_dax) -> c_int {
     from_result(|| {
         // SAFETY: The dax bus passes a registered device under its lock.
-        let dev_dax = unsafe { DevDax::from_raw(NonNull::new(dev_dax).ok_or(EINVAL)?) };
+        let dev_dax = unsafe {
+            let dev_dax = NonNull::new(dev_dax).ok_or(EINVAL)?;
+            region::show(dev_dax);
+            DevDax::from_raw(dev_dax)
+        };
         // Allocated first: what is bound can only be unbound again.
         let slot = KBox::<Binding>::new_uninit(GFP_KERNEL)?;
         let binding = bind(&dev_dax).inspect_err(|error| {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The module's globals: the book of devices, the turn to bind one, and what is known of memory
-//! errors. `registry.rs` and `poison.rs` say what they mean.
+//! The module's globals: the book of devices, the turn to bind one, what is known of memory errors,
+//! and where it is listed. `registry.rs`, `poison.rs` and `region.rs` say what they mean.
 
 use core::pin::Pin;
 use kernel::prelude::*;
@@ -9,6 +9,8 @@ use kernel::sync::global_lock;
 
 use crate::poison::{self, Ledger, News};
 use crate::registry::{self, Book};
+
+use super::region::Regions;
 
 global_lock! {
     // SAFETY: `Globals::new()` is called by the module's own init before the driver is registered,
@@ -36,6 +38,11 @@ global_lock! {
     pub(crate) unsafe(uninit) static NEWS: SpinLock<News> = News::new();
 }
 
+global_lock! {
+    // SAFETY: As above.
+    pub(crate) unsafe(uninit) static REGIONS: Mutex<Regions> = Regions::new();
+}
+
 /// The globals while the module is loaded; statics are not dropped with their module.
 pub(crate) struct Globals(());
 
@@ -53,6 +60,7 @@ impl Globals {
             SETTLING.init();
             LEDGER.init();
             NEWS.init();
+            REGIONS.init();
         }
         registry::begin()?;
         poison::begin().inspect_err(|_| registry::finish())?;

@@ -7,6 +7,7 @@
 //! straight on to the safe code that is named in their documentation.
 
 pub(crate) mod attributes;
+pub(crate) mod badblocks_file;
 pub(crate) mod bus;
 pub(crate) mod char_device;
 pub(crate) mod dev_dax;
@@ -19,6 +20,7 @@ pub(crate) mod machine_check;
 pub(crate) mod memory_failure;
 pub(crate) mod poison_file;
 pub(crate) mod raw;
+pub(crate) mod region;
 pub(crate) mod reservation;
 pub(crate) mod task;
 pub(crate) mod vma;

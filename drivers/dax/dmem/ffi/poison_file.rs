@@ -67,6 +67,35 @@ impl fmt::Write for Part<'_> {
     }
 }
 
+/// Writes the part of a list of poison that was asked for, from byte `off` on; returns its length.
+/// What the list has at its begin is mapped nowhere.
+///
+/// # Safety
+///
+/// `buf` must be valid for writes of `count` bytes.
+pub(super) unsafe fn show_part(
+    buf: *mut c_char,
+    off: raw::loff_t,
+    count: usize,
+    list: fmt::Arguments<'_>,
+) -> isize {
+    if off == 0 {
+        poison::settle();
+    }
+    // SAFETY: By the safety requirement.
+    let out = unsafe { slice::from_raw_parts_mut(buf.cast::<u8>(), count) };
+    let mut part = Part {
+        out,
+        // sysfs has refused what is negative.
+        skip: to_ulong(off.unsigned_abs()),
+        len: 0,
+    };
+    match fmt::Write::write_fmt(&mut part, list) {
+        Ok(()) => part.len as isize,
+        Err(_) => EIO.to_errno() as isize,
+    }
+}
+
 /// # Safety
 ///
 /// `buf` must be valid for writes of `count` bytes.
@@ -78,22 +107,8 @@ unsafe extern "C" fn read(
     off: raw::loff_t,
     count: usize,
 ) -> isize {
-    if off == 0 {
-        // What is listed is mapped nowhere.
-        poison::settle();
-    }
     // SAFETY: By the safety requirement.
-    let out = unsafe { slice::from_raw_parts_mut(buf.cast::<u8>(), count) };
-    let mut part = Part {
-        out,
-        // sysfs has refused what is negative.
-        skip: to_ulong(off.unsigned_abs()),
-        len: 0,
-    };
-    match fmt::Write::write_fmt(&mut part, fmt!("{}", Known)) {
-        Ok(()) => part.len as isize,
-        Err(_) => EIO.to_errno() as isize,
-    }
+    unsafe { show_part(buf, off, count, fmt!("{}", Known)) }
 }
 
 /// # Safety

@@ -21,6 +21,7 @@ mod nested;
 mod peer;
 mod pmem;
 mod poison;
+mod poison_lists;
 mod scrub;
 mod scrub_course;
 mod tool_check;
@@ -61,6 +62,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         scrub_course::CASES,
         isolation::CASES,
         poison::CASES,
+        poison_lists::CASES,
         access::CASES,
         daxctl::CASES,
         cost::CASES,
