@@ -8,6 +8,8 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
+
 mod place;
 #[path = "plan.rs"]
 mod plan;

@@ -8,8 +8,9 @@
 //! what QEMU's `align=1G` gives it. For that the pieces made of whole GiB come first in the device: then offset and
 //! physical address agree modulo 1 GiB in each of them.
 //!
-//! Used by the operator's tool; called at no time in the way of a page fault.
+//! Used by the operator's tool, and not part of the kernel module: it allocates.
 
+use alloc::vec::Vec;
 use core::cmp::Reverse;
 
 use super::plan::{Extent, Leaf, PhysAddr};
@@ -52,7 +53,8 @@ pub enum PlaceError {
 ///    layout has fewer; else the fewest found by filling the largest pieces first;
 /// 3. then most free space left whole: first in aligned GiB that stay free, then in large rather than many pieces.
 ///
-/// The same arguments give the same layout. Costs O(f·p²) at most for f free pieces and p pieces chosen.
+/// The same arguments give the same layout. Costs O(f·log f) for f free pieces, as many as there may be: a region in which
+/// single pages have failed all over is in thousands.
 ///
 /// # Errors
 ///
@@ -63,13 +65,11 @@ pub fn place(
     align: Leaf,
     out: &mut [Extent],
 ) -> Result<usize, PlaceError> {
-    let space = Space {
-        free,
-        grain: align.size().max(Leaf::Pmd.size()),
-    };
-    space.check()?;
-    if size == 0 || size % space.grain != 0 {
-        return Err(PlaceError::Misaligned { grain: space.grain });
+    let grain = align.size().max(Leaf::Pmd.size());
+    check(free)?;
+    let space = Space::new(free, grain);
+    if size == 0 || size % grain != 0 {
+        return Err(PlaceError::Misaligned { grain });
     }
     let usable = space
         .spans()
@@ -229,10 +229,11 @@ impl Span {
 }
 
 /// The free pieces, as seen at one grain (bytes, a leaf's size).
-#[derive(Clone, Copy)]
-struct Space<'a> {
-    free: &'a [Extent],
-    grain: u64,
+struct Space {
+    /// What each piece holds between multiples of the grain, ascending; possibly nothing.
+    spans: Vec<Span>,
+    /// Those that hold whole GiB, the highest rank first.
+    holders: Vec<(Rank, Span)>,
 }
 
 /// The pieces chosen so far.
@@ -260,47 +261,46 @@ impl Chosen<'_> {
     }
 }
 
-impl<'a> Space<'a> {
-    fn check(self) -> Result<(), PlaceError> {
-        let mut floor = PhysAddr::from_raw(0);
-        for (index, piece) in self.free.iter().enumerate() {
-            match piece.end() {
-                Some(end) if floor <= piece.start => floor = end,
-                _ => return Err(PlaceError::Unordered { index }),
-            }
-        }
-        Ok(())
-    }
-
-    /// What a free piece holds between multiples of the grain; possibly nothing.
-    fn span(self, piece: &Extent) -> Span {
-        let raw = piece.start.raw();
-        let end = raw.saturating_add(piece.len) / self.grain * self.grain;
-        Span {
-            start: raw
-                .checked_next_multiple_of(self.grain)
-                .unwrap_or(end)
-                .min(end),
-            end,
+/// Refuses pieces that are not in order.
+fn check(free: &[Extent]) -> Result<(), PlaceError> {
+    let mut floor = PhysAddr::from_raw(0);
+    for (index, piece) in free.iter().enumerate() {
+        match piece.end() {
+            Some(end) if floor <= piece.start => floor = end,
+            _ => return Err(PlaceError::Unordered { index }),
         }
     }
+    Ok(())
+}
 
-    fn spans(self) -> impl Iterator<Item = Span> + use<'a> {
-        self.free.iter().map(move |piece| self.span(piece))
+impl Space {
+    fn new(free: &[Extent], grain: u64) -> Self {
+        let span = |piece: &Extent| {
+            let raw = piece.start.raw();
+            let end = raw.saturating_add(piece.len) / grain * grain;
+            let start = raw.checked_next_multiple_of(grain).unwrap_or(end).min(end);
+            Span { start, end }
+        };
+        let spans: Vec<Span> = free.iter().map(span).collect();
+        let ranked = spans.iter().enumerate().map(|(index, span)| {
+            let rank = Rank {
+                blocks: span.blocks(),
+                index: Reverse(index),
+            };
+            (rank, *span)
+        });
+        let mut holders: Vec<(Rank, Span)> = ranked.filter(|(rank, _)| rank.blocks > 0).collect();
+        holders.sort_unstable_by_key(|(rank, _)| Reverse(*rank));
+        Self { spans, holders }
+    }
+
+    fn spans(&self) -> impl Iterator<Item = Span> + '_ {
+        self.spans.iter().copied()
     }
 
     /// The spans that hold whole GiB, each with its index and its rank: the more GiB, the higher.
-    fn holders(self) -> impl Iterator<Item = (Rank, Span)> + use<'a> {
-        let ranked = self.spans().enumerate().map(|(index, span)| {
-            (
-                Rank {
-                    blocks: span.blocks(),
-                    index: Reverse(index),
-                },
-                span,
-            )
-        });
-        ranked.filter(|(rank, _)| rank.blocks > 0)
+    fn holders(&self) -> impl Iterator<Item = (Rank, Span)> + '_ {
+        self.holders.iter().copied()
     }
 
     /// The layouts worth building.
@@ -308,13 +308,9 @@ impl<'a> Space<'a> {
     /// The fewest spans that have the leaves are the highest ranking ones; in place of the lowest of these, any other
     /// that has what the higher ones lack will do. Among those that may come last: the one with the fewest GiB (best
     /// fit), with the smallest tail that takes the whole rest, with the largest tail, with the most GiB (to spare).
-    fn choices(self, order: Order) -> impl Iterator<Item = Choice> + use<'a> {
+    fn choices(&self, order: Order) -> impl Iterator<Item = Choice> {
         let (mut higher, mut lack) = (None, order.leaves);
-        while let Some((rank, _)) = self
-            .holders()
-            .filter(|(rank, _)| higher.is_none_or(|bound| *rank < bound))
-            .max_by_key(|(rank, _)| *rank)
-        {
+        for (rank, _) in self.holders() {
             if rank.blocks >= lack {
                 break;
             }
@@ -357,11 +353,11 @@ impl<'a> Space<'a> {
 
     /// Builds one layout; returns its number of pieces, `None` when it does not fit in the output or the choice makes
     /// no sense.
-    fn build(self, order: Order, choice: Choice, out: &mut [Extent]) -> Option<usize> {
+    fn build(&self, order: Order, choice: Choice, out: &mut [Extent]) -> Option<usize> {
         let mut chosen = Chosen { out, n: 0 };
         let mut rest = order.rest();
         if let Some(index) = choice.last {
-            let last = self.span(self.free.get(index)?);
+            let last = *self.spans.get(index)?;
             let here = self.leaves_elsewhere(order, choice, index, last, &mut chosen)?;
             let taken = Span::seat(last, here, choice.seat)?;
             let tail = Span {
@@ -386,7 +382,7 @@ impl<'a> Space<'a> {
     /// Takes leaves from the spans beside the last one, as few spans as possible, in ascending order; returns how
     /// many leaves are left for the last one.
     fn leaves_elsewhere(
-        self,
+        &self,
         order: Order,
         choice: Choice,
         index: usize,
@@ -395,22 +391,19 @@ impl<'a> Space<'a> {
     ) -> Option<u64> {
         let mut here = order.leaves;
         let mut need = order.leaves.saturating_sub(last.blocks());
-        // Each step takes a span that ranks below the bound.
-        let mut bound: Option<Rank> = None;
+        // Each step takes a span that ranks below those before.
+        let mut lower = self.holders.as_slice();
         while need > 0 {
-            let others = || {
-                let others = self
-                    .holders()
-                    .filter(|(rank, _)| rank.index != Reverse(index));
-                others.filter(|(rank, _)| bound.is_none_or(|bound| *rank < bound))
-            };
+            let is_other = |(rank, _): &&(Rank, Span)| rank.index != Reverse(index);
             // The smallest that has all that is missing ends the search; until there is one, the largest.
-            let ending = others()
-                .filter(|(rank, _)| rank.blocks >= need)
-                .min_by_key(|(rank, _)| (rank.blocks, Reverse(rank.index)));
-            let (rank, span) = ending.or_else(|| others().max_by_key(|(rank, _)| *rank))?;
+            let enough = lower.get(..lower.partition_point(|(rank, _)| rank.blocks >= need))?;
+            let ending = enough.iter().rfind(is_other).and_then(|(smallest, _)| {
+                let larger = enough.partition_point(|(rank, _)| rank.blocks > smallest.blocks);
+                enough.get(larger..)?.iter().find(is_other)
+            });
+            let (rank, span) = *ending.or_else(|| lower.iter().find(is_other))?;
             let blocks = rank.blocks;
-            bound = Some(rank);
+            lower = lower.get(lower.partition_point(|(higher, _)| *higher >= rank)..)?;
             let take = match choice.spare {
                 Spare::Here => blocks,
                 Spare::Elsewhere => blocks.min(need),
@@ -432,57 +425,59 @@ impl<'a> Space<'a> {
 
     /// Takes `rest` bytes from what the chosen pieces leave free: from one piece if there is one large enough, where
     /// it breaks the fewest GiB and then leaves the least behind; until then the largest piece whole.
-    fn fill(self, mut rest: u64, chosen: &mut Chosen<'_>) -> Option<()> {
-        while rest > 0 {
-            let holes = || self.holes(chosen.pieces());
-            let fitting = holes().filter(|hole| hole.len() >= rest).map(|hole| {
-                let (low, high) = (hole.low(rest), hole.high(rest));
-                if hole.broken_by(high) < hole.broken_by(low) {
-                    (hole, high)
-                } else {
-                    (hole, low)
-                }
-            });
-            let piece = match fitting.min_by_key(|(hole, part)| (hole.broken_by(*part), hole.len()))
-            {
-                Some((_, part)) => part,
-                None => holes().max_by_key(|hole| (hole.len(), Reverse(hole.start)))?,
-            };
-            chosen.push(piece)?;
-            rest = rest.checked_sub(piece.len())?;
+    fn fill(&self, mut rest: u64, chosen: &mut Chosen<'_>) -> Option<()> {
+        if rest == 0 {
+            return Some(());
         }
-        Some(())
+        let mut holes: Vec<Span> = self.holes(chosen.pieces()).collect();
+        holes.sort_unstable_by_key(|hole| (Reverse(hole.len()), hole.start));
+        let mut left = holes.as_slice();
+        while let Some((largest, smaller)) = left.split_first() {
+            if largest.len() >= rest {
+                break;
+            }
+            chosen.push(*largest)?;
+            rest = rest.checked_sub(largest.len())?;
+            left = smaller;
+        }
+        let fitting = left.get(..left.partition_point(|hole| hole.len() >= rest))?;
+        let parts = fitting.iter().map(|hole| {
+            let (low, high) = (hole.low(rest), hole.high(rest));
+            if hole.broken_by(high) < hole.broken_by(low) {
+                (hole, high)
+            } else {
+                (hole, low)
+            }
+        });
+        let best = parts.min_by_key(|(hole, part)| (hole.broken_by(*part), hole.len(), hole.start));
+        chosen.push(best?.1)
     }
 
     /// What of the free space the pieces leave, ascending, without empty spans.
-    fn holes<'u>(self, used: &'u [Extent]) -> impl Iterator<Item = Span> + use<'a, 'u> {
+    fn holes(&self, used: &[Extent]) -> impl Iterator<Item = Span> + use<'_> {
+        let mut used: Vec<Extent> = used.to_vec();
+        used.sort_unstable_by_key(|piece| piece.start);
+        let mut used = used.into_iter().peekable();
         self.spans().flat_map(move |span| {
+            let mut holes = Vec::new();
             let mut at = span.start;
-            core::iter::from_fn(move || {
-                while at < span.end {
-                    let above = used
-                        .iter()
-                        .map(|piece| self.span(piece))
-                        .filter(|piece| piece.end > at);
-                    let next = above.min_by_key(|piece| piece.start).unwrap_or(Span {
-                        start: span.end,
-                        end: span.end,
-                    });
-                    let hole = Span {
-                        start: at,
-                        end: next.start.min(span.end),
-                    };
-                    at = next.end.max(hole.end);
-                    if hole.start < hole.end {
-                        return Some(hole);
-                    }
-                }
-                None
-            })
+            while let Some(piece) = used.next_if(|piece| piece.start.raw() < span.end) {
+                let start = piece.start.raw();
+                holes.push(Span {
+                    start: at,
+                    end: start,
+                });
+                at = start.saturating_add(piece.len);
+            }
+            holes.push(Span {
+                start: at,
+                end: span.end,
+            });
+            holes.into_iter().filter(|hole| hole.start < hole.end)
         })
     }
 
-    fn score(self, used: &[Extent]) -> Score {
+    fn score(&self, used: &[Extent]) -> Score {
         let mut score = Score {
             pieces: Reverse(used.len()),
             whole_gib_left: 0,

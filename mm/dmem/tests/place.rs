@@ -116,6 +116,43 @@ fn check(free: &[Extent], size: u64, align: Leaf, layout: &[Extent]) {
     );
 }
 
+/// A region in which that many units of 2 MiB are bad, at random among 32 times as many, and a device of a tenth of it.
+fn scattered(bad: usize) -> (Vec<Extent>, u64) {
+    let units = bad as u64 * 32;
+    let mut random: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut holes = std::collections::BTreeSet::new();
+    while holes.len() < bad {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        holes.insert(random % units);
+    }
+    let ends = holes.iter().copied().chain([units]);
+    let starts = [0].into_iter().chain(holes.iter().map(|hole| hole + 1));
+    let pieces = starts.zip(ends).filter(|(start, end)| start < end);
+    let pieces = pieces.map(|(start, end)| extent(4 * GIB + start * UNIT, (end - start) * UNIT));
+    (pieces.collect(), units / 10 * UNIT)
+}
+
+#[test]
+fn ten_times_as_many_pieces_cost_not_much_more_than_ten_times_as_much() {
+    let cost = |bad: usize| {
+        let (free, size) = scattered(bad);
+        let mut out = vec![extent(0, 0); bad];
+        let once = |_| {
+            let began = std::time::Instant::now();
+            let pieces = place(&free, size, Leaf::Pmd, &mut out).unwrap();
+            (began.elapsed(), pieces)
+        };
+        let (best, pieces) = (0..20).map(once).min().unwrap();
+        check(&free, size, Leaf::Pmd, &out[..pieces]);
+        best
+    };
+    // n log n would be 13 times; the squares that there once were, 1,000 times.
+    let (few, many) = (cost(1_000), cost(10_000));
+    assert!(many < 50 * few, "{few:?} for 1,000, {many:?} for 10,000");
+}
+
 /// A space of `cells` cells of `cell` bytes from `base`, free where the bit is set: small enough to try every layout.
 #[derive(Debug, Clone)]
 struct Small {
