@@ -17,7 +17,7 @@ use std::path::Path;
 
 use dmem_plan::{Leaf, PAGE_SIZE};
 
-use crate::bus::Range;
+use crate::bus::{total, Range};
 use crate::change;
 use crate::driver::Driver;
 use crate::error::{Error, Result};
@@ -91,6 +91,12 @@ impl Pages {
     /// As ranges, ascending and apart.
     pub fn ranges(&self) -> Vec<Range> {
         merged(self.iter(), PAGE)
+    }
+
+    /// Bytes that nobody gets of these ranges, when nobody has them.
+    pub fn cost(&self, ranges: &[Range]) -> u64 {
+        let lost = total(self.within(ranges).blocks().iter());
+        lost.min(total(ranges.iter()))
     }
 
     /// What they cost a region, as ranges.
@@ -294,6 +300,9 @@ mod tests {
         let inside = pages.within(&[range(5 * BLOCK, BLOCK), range(9 * BLOCK, PAGE), range(0, 0)]);
         assert_eq!(inside.iter().collect::<Vec<_>>(), [5 * BLOCK, 9 * BLOCK]);
         assert_eq!(pages.without(&inside).with(&inside), pages);
+        assert_eq!(pages.cost(&[range(3 * BLOCK, 3 * BLOCK)]), 2 * BLOCK);
+        // No more than there is, of a device that is cut finer.
+        assert_eq!(pages.cost(&[range(9 * BLOCK, 8 * PAGE)]), 8 * PAGE);
         assert!(!pages.without(&inside).contains(5 * BLOCK));
         assert_eq!(Pages::of([range(0, 1)]).to_string(), "1 page");
         assert!(Pages::default().blocks().is_empty() && Pages::default().is_empty());

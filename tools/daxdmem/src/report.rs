@@ -103,12 +103,11 @@ impl Report {
     ) -> Report {
         let line = |region: &Region| {
             let whole = extent_of(region, &bus, state);
-            let space = whole.filter(|_| region.dynamic).and_then(|whole| {
-                let devices = bus.devices_of(region.id);
-                let taken = devices.map(|device| device.ranges.as_deref());
+            let space = region.dynamic.then(|| {
                 let poison = unowned.poison.clone().unwrap_or_default();
-                Space::of(region, whole, taken, &unowned.quarantine, &poison)
+                Space::of_region(region, &bus, state, &unowned.quarantine, &poison)
             });
+            let space = space.flatten();
             let full = region.dynamic && region.available == 0;
             let space = space.or_else(|| full.then(|| Space::none(region.id)));
             let (free, lost) = space.map(|space| (space.free, space.lost)).unzip();

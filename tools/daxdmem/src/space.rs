@@ -72,6 +72,20 @@ pub fn extent<'r>(
 }
 
 impl Space {
+    /// The free space of a region as the bus shows it; `None` where it is not known, or not to be seen by the caller.
+    pub fn of_region(
+        region: &Region,
+        bus: &Bus,
+        state: &State,
+        quarantine: &[Quarantine],
+        poison: &Pages,
+    ) -> Option<Space> {
+        let whole = extent_of(region, bus, state)?;
+        let devices = bus.devices_of(region.id);
+        let taken = devices.map(|device| device.ranges.as_deref());
+        Space::of(region, whole, taken, quarantine, poison)
+    }
+
     /// A region without free space.
     pub fn none(region: u32) -> Space {
         Space {
@@ -146,6 +160,26 @@ impl Space {
         total(self.free.iter())
     }
 
+    /// Most that a device with these ranges can get of `usable` bytes, for which it may have too many pieces.
+    fn most(&self, has: &[Range], usable: Size, align: Align) -> Size {
+        let grain = align.grain().0;
+        let fits = |units: u64| longer(self, has, Size(units * grain), align).is_some();
+        let all = usable.0 / grain;
+        if all > 0 && fits(all) {
+            return Size(all * grain);
+        }
+        // That many fit; that many do not.
+        let (mut few, mut many) = (0, all);
+        while many.saturating_sub(few) > 1 {
+            let between = few + (many - few) / 2;
+            match fits(between) {
+                true => few = between,
+                false => many = between,
+            }
+        }
+        Size(few * grain)
+    }
+
     fn place(&self, size: Size, align: Align) -> Result<Vec<Range>, PlaceError> {
         let free: Vec<Extent> = self.free.iter().copied().map(Extent::from).collect();
         let mut out = vec![Range { start: 0, len: 0 }.into(); MOST_RANGES];
@@ -200,7 +234,7 @@ pub fn choose<S: Borrow<Space>>(
     match layouts.min_by_key(|(leaves, pieces, free, region, _)| (*leaves, *pieces, *free, *region))
     {
         Some((_, _, _, region, ranges)) => Ok(Layout { region, ranges }),
-        None => Err(Shortage::new(spaces, size, align)),
+        None => Err(Shortage::new(spaces, &[], size, align)),
     }
 }
 
@@ -212,14 +246,18 @@ pub fn grow(
     more: Size,
     align: Align,
 ) -> Result<Vec<Range>, Shortage> {
+    longer(space, has, more, align)
+        .ok_or_else(|| Shortage::new(std::slice::from_ref(space), has, more, align))
+}
+
+fn longer(space: &Space, has: &[Range], more: Size, align: Align) -> Option<Vec<Range>> {
     let behind = |pieces: Vec<Range>| -> Vec<Range> { has.iter().copied().chain(pieces).collect() };
     let anywhere = space.place(more, align).ok().map(behind);
     let candidates = [on(space, has, more, align), anywhere]
         .into_iter()
         .flatten();
     let fitting = candidates.filter(|ranges| ranges.len() <= MOST_RANGES);
-    let best = fitting.min_by_key(|ranges| (std::cmp::Reverse(gib_leaves(ranges)), ranges.len()));
-    best.ok_or_else(|| Shortage::new(std::slice::from_ref(space), more, align))
+    fitting.min_by_key(|ranges| (std::cmp::Reverse(gib_leaves(ranges)), ranges.len()))
 }
 
 /// [`grow`] with as much as possible right behind the last range.
@@ -284,7 +322,8 @@ struct Lacking {
 }
 
 impl Shortage {
-    fn new<S: Borrow<Space>>(spaces: &[S], size: Size, align: Align) -> Self {
+    /// Of these regions, none of which has `size` for a device that has these ranges already.
+    fn new<S: Borrow<Space>>(spaces: &[S], has: &[Range], size: Size, align: Align) -> Self {
         let spaces: Vec<&Space> = spaces.iter().map(Borrow::borrow).collect();
         let lacking = |space: &Space| {
             let place = space.place(size, align);
@@ -302,16 +341,18 @@ impl Shortage {
             }
         };
         let regions: Vec<Lacking> = spaces.iter().copied().map(lacking).collect();
+        // A device that is there keeps its alignment.
         let finer = [2u64 << 20]
             .into_iter()
             .filter_map(Align::from_bytes)
-            .filter(|finer| *finer < align);
+            .filter(|finer| *finer < align && has.is_empty());
         let fits = finer
             .into_iter()
             .find(|finer| spaces.iter().any(|space| space.place(size, *finer).is_ok()));
-        let largest = regions
+        let largest = spaces
             .iter()
-            .map(|region| region.usable)
+            .zip(&regions)
+            .map(|(space, region)| space.most(has, region.usable, align))
             .max()
             .unwrap_or_default();
         let advice = match (fits, largest) {
@@ -320,7 +361,8 @@ impl Shortage {
                 "Free some with `daxdmem destroy`; `daxdmem list` shows who has what".to_owned()
             }
             (None, largest) => {
-                format!("Ask for {largest} or less, or free some with `daxdmem destroy`")
+                let all = Size(total(has.iter()).saturating_add(largest.0));
+                format!("Ask for {all} or less, or free some with `daxdmem destroy`")
             }
         };
         let strangers = spaces

@@ -13,7 +13,6 @@ use crate::land::Land;
 use crate::layout;
 use crate::link::Links;
 use crate::name::{GuestName, PartName, Target};
-use crate::poison::{known as known_poison, sync as sync_poison};
 use crate::repair::{self, guest_of};
 use crate::scrub::Policy;
 use crate::settings::Settings;
@@ -61,9 +60,7 @@ fn begin_giving(verb: &'static str, links: &Links) -> Result<Store> {
 /// As [`begin_giving`], for verbs that look for a place for a device.
 fn begin_on_land(verb: &'static str, links: &Links) -> Result<(Store, Land)> {
     let (store, land) = start(verb, links)?;
-    sync_poison(store.state())?
-        .iter()
-        .for_each(|line| note(line));
+    share_poison(store.state())?;
     Ok((store, land))
 }
 
@@ -81,11 +78,18 @@ fn start(verb: &'static str, links: &Links) -> Result<(Store, Land)> {
     Ok((store, land))
 }
 
-/// Brings the driver and the record of poison together; what stands in the way is no reason not to go on.
+/// Brings the driver and the record of poison together, and says what came of it.
+fn share_poison(state: &State) -> Result<()> {
+    crate::poison::sync(state)?
+        .iter()
+        .for_each(|line| note(line));
+    Ok(())
+}
+
+/// As [`share_poison`]; what stands in the way is no reason not to go on.
 fn tell_of_poison(state: &State) {
-    match sync_poison(state) {
-        Ok(told) => told.iter().for_each(|line| note(line)),
-        Err(error) => note(&error.to_string()),
+    if let Err(error) = share_poison(state) {
+        note(&error.to_string());
     }
 }
 
@@ -96,12 +100,10 @@ fn need_driver(store: &Store) -> Result<()> {
     if !Driver::scrubs() {
         return Err(Error::OldDriver);
     }
-    if !loaded {
-        sync_poison(store.state())?
-            .iter()
-            .for_each(|line| note(line));
+    match loaded {
+        true => Ok(()),
+        false => share_poison(store.state()),
     }
-    Ok(())
 }
 
 /// Says what the operator may not have meant.
@@ -151,15 +153,14 @@ fn guests_by_links(links: &Links, bus: &Bus) -> State {
 }
 
 /// Says so where there is poison in a device that is put to use.
-fn warn_of_poison(named: &str, ranges: &[Range]) -> Result<()> {
-    let pages = known_poison()?.within(ranges);
+fn warn_of_poison(named: &str, ranges: &[Range]) {
+    let pages = crate::poison::visible().unwrap_or_default().within(ranges);
     if !pages.is_empty() {
         note(&format!(
             "{named} has {pages} of 4K that failed: who touches them gets SIGBUS. Destroyed and created, it is placed \
              around them"
         ));
     }
-    Ok(())
 }
 
 /// Sees that nobody uses a device, and that it is with a driver that gives it away at once.

@@ -268,7 +268,7 @@ fn resize_refused() -> Outcome {
         &[
             "no space for 19G with align 1G",
             "region 0 has 5G free",
-            "Ask for 5G or less",
+            "Ask for 6G or less",
         ],
     )?;
     let user = device.open()?;

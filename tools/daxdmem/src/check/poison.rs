@@ -34,13 +34,10 @@ pub fn findings(scene: &Scene) -> Vec<Finding> {
     let mut lost = 0;
     let mut inside: Vec<Range> = Vec::new();
     for region in &scene.bus.regions {
-        let devices = scene.bus.devices_of(region.id);
-        let taken = devices.map(|device| device.ranges.as_deref());
-        if let Some(whole) = extent_of(region, &scene.bus, state) {
-            inside.push(whole);
-            let space = Space::of(region, whole, taken, &scene.unowned.quarantine, &known);
-            lost += space.map_or(0, |space| space.lost);
-        }
+        inside.extend(extent_of(region, &scene.bus, state));
+        let held = &scene.unowned.quarantine;
+        let space = Space::of_region(region, &scene.bus, state, held, &known);
+        lost += space.map_or(0, |space| space.lost);
     }
     let here = known.within(&inside);
     let has = |device: &&Device| {

@@ -382,7 +382,16 @@ impl<'d, 'i> Editor<'d, 'i> {
     fn refuse_args(&mut self, args: &[(Node, &str)]) {
         for (index, (node, arg)) in args.iter().enumerate() {
             let next = args.get(index + 1).map_or("", |(_, value)| *value);
+            // As where one of two was taken out, and what stood before it was not.
+            if matches!(*arg, "-object" | "-machine" | "-M")
+                && (next.is_empty() || next.starts_with('-'))
+            {
+                let why = format!("QEMU's argument {arg} has nothing behind it; take it out");
+                self.conflict(*node, &why);
+                continue;
+            }
             let other = match *arg {
+                "-object" => is_our_name(next) && !is_our_object(next),
                 "-machine" | "-M" => next.contains("memory-backend=") && next != machine(),
                 "-m" | "-numa" | "-mem-path" | "-mem-prealloc" => true,
                 "-overcommit" => next.contains("mem-lock=on"),
@@ -459,6 +468,13 @@ impl<'d, 'i> Editor<'d, 'i> {
 fn is_our_object(value: &str) -> bool {
     let object = serde_json::from_str::<serde_json::Value>(value);
     object.is_ok_and(|object| object["id"] == ID)
+}
+
+/// Whether this is a memory object that has the name of ours, in QEMU's short form: a second one is refused by QEMU.
+fn is_our_name(value: &str) -> bool {
+    value
+        .split(',')
+        .any(|part| part.strip_prefix("id=") == Some(ID))
 }
 
 #[cfg(test)]

@@ -261,7 +261,35 @@ fn shortages_say_what_there_is() {
          `daxctl disable-device dax0.0` and `daxctl destroy-device dax0.0`"
     );
     let dust: Vec<(u64, u64)> = (0..300).map(|i| (4 * GIB + i * 4 * MIB, 2 * MIB)).collect();
-    assert!(
-        text(&[space(0, &dust)], 600 * MIB, align("2M")).contains(", in more than 256 pieces\n")
+    assert_eq!(
+        text(&[space(0, &dust)], 600 * MIB, align("2M")),
+        "region 0 has 600M free, in pieces of 2M at most, in more than 256 pieces\n\
+         Ask for 512M or less, or free some with `daxdmem destroy`"
+    );
+    // Of a device that is there the whole counts; it stays as it is aligned.
+    let grown = |has: &[Range], align| {
+        let space = space(0, &[(8 * GIB + 512 * MIB, 2 * GIB)]);
+        grow(&space, has, Size(4 * GIB), align)
+            .unwrap_err()
+            .to_string()
+    };
+    assert_eq!(
+        grown(&[range(4 * GIB, 3 * GIB)], align("2M")),
+        "region 0 has 2G free, in pieces of 2G at most\n\
+         Ask for 5G or less, or free some with `daxdmem destroy`"
+    );
+    assert_eq!(
+        grown(&[range(4 * GIB, 3 * GIB)], align("1G")),
+        "region 0 has 2G free, in pieces of 2G at most, 1G of it at that alignment\n\
+         Ask for 4G or less, or free some with `daxdmem destroy`"
+    );
+    let has: Vec<Range> = (0..200)
+        .map(|i| range(GIB + i * 4 * MIB, 2 * MIB))
+        .collect();
+    let scattered = grow(&space(0, &dust), &has, Size(300 * MIB), align("2M"));
+    assert_eq!(
+        scattered.unwrap_err().to_string(),
+        "region 0 has 600M free, in pieces of 2M at most\n\
+         Ask for 512M or less, or free some with `daxdmem destroy`"
     );
 }

@@ -23,6 +23,7 @@ use crate::layout::{file, show, LayoutError, Wanted, FILE};
 use crate::link::Links;
 use crate::making::{make_all, Plan};
 use crate::name::{GuestName, PartName, Target};
+use crate::settings::Settings;
 use crate::store::Store;
 use crate::terminal::{answer, error, note};
 use crate::users::Users;
@@ -180,14 +181,23 @@ impl Run<'_> {
 
     /// Makes what a guest had before it was unmade.
     fn restore(&mut self, store: &mut Store, links: &Links, name: &GuestName, former: Vec<Plan>) {
+        let chosen = former
+            .iter()
+            .map(|plan| (plan.part.name.clone(), plan.settings));
+        let chosen: Vec<(PartName, Settings)> = chosen.collect();
         let remade = match former.is_empty() {
             true => Err(None),
             false => self.make(store, links, former).map_err(Some),
         };
         match remade {
-            Ok(()) => note(&format!(
-                "{name} has again what it had, without its contents"
-            )),
+            Ok(()) => {
+                note(&format!(
+                    "{name} has again what it had, without its contents"
+                ));
+                for (part, settings) in &chosen {
+                    warn(part, settings);
+                }
+            }
             Err(why) => {
                 self.left = true;
                 let why = why.map_or(String::new(), |why| format!(": {why}"));

@@ -87,7 +87,7 @@ pub fn bind(
     bound.or_else(|error| finish(store, links, error))?;
     done(&format!("{named}: page-less"));
     warn(&named, &settings);
-    warn_of_poison(&named, device.ranges.as_deref().unwrap_or_default())?;
+    warn_of_poison(&named, device.ranges.as_deref().unwrap_or_default());
     Ok(true)
 }
 

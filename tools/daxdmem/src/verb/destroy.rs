@@ -136,7 +136,7 @@ fn destroy(
 fn tell(name: &PartName, guest: &Record) {
     let size = total(guest.ranges.iter());
     let poison = poison::visible().unwrap_or_default().within(&guest.ranges);
-    let lost = total(poison.blocks().iter()).min(size);
+    let lost = poison.cost(&guest.ranges);
     done(&format!(
         "{name}: gone, {} are free again",
         Size(size - lost)

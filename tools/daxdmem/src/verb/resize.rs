@@ -78,7 +78,7 @@ pub fn run(args: &ResizeArgs, links: &Links) -> Result<()> {
         Leaves::of_all(&entry.to)
     ));
     warn(&named, &settings);
-    warn_of_poison(&named, &entry.to)?;
+    warn_of_poison(&named, &entry.to);
     remind_of_layout(&args.name.guest);
     match args.wait.no_wait || entry.mode != Mode::PageLess {
         true => Ok(()),

@@ -218,6 +218,35 @@ fn what_contradicts_is_refused() {
         "{found}"
     );
     assert!(found.contains("is there twice"), "{found}");
+    // One of two, taken out without what stood before it; and one that came from elsewhere.
+    let all = fresh("vm1", &memory("vm1", GIB));
+    let first = "    <qemu:arg value='-object'/>\n";
+    let last = "  </qemu:commandline>";
+    for (text, why) in [
+        (
+            all.replacen(first, &first.repeat(2), 1),
+            "-object has nothing behind it",
+        ),
+        (
+            all.replace(last, &format!("{first}{last}")),
+            "-object has nothing behind it",
+        ),
+        (
+            all.replace(last, &format!("<qemu:arg value='-machine'/>{last}")),
+            "-machine has nothing behind it",
+        ),
+        (
+            all.replace(
+                last,
+                &format!("{first}<qemu:arg value='memory-backend-ram,id=daxdmem,size=1G'/>{last}"),
+            ),
+            "-object memory-backend-ram,id=daxdmem,size=1G contradicts the device",
+        ),
+    ] {
+        let found = conflicts(&text);
+        assert_eq!(found.lines().count(), 1, "{found}");
+        assert!(found.contains(why), "{found}");
+    }
     // What only looks like it.
     let rest = "  <metadata><cpu xmlns='urn:x'><numa/></cpu></metadata>\n  <memoryBacking><allocation mode='ondemand'/></memoryBacking>\n";
     let text = domain(rest, "");
