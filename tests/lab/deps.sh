@@ -52,8 +52,13 @@ deps_keep() {
 	hold 6 "crates: another checkout copies them"
 	rm -rf "$DEPS.new" "$DEPS.old"
 	mkdir -p "$DEPS.new"
-	# A run that compiled nothing has no such directories.
+	# Not each profile has each of these directories.
 	deps_files 2>/dev/null | (cd "$WORK_HOST" && xargs -0r cp -a --parents --reflink=auto -t "$DEPS.new") || true
+	if [ ! -d "$DEPS.new/target" ]; then
+		rm -rf "$DEPS.new"
+		exec 6>&-
+		return 0
+	fi
 	printf '%s\n' "$key" >"$DEPS.new/key"
 	[ ! -e "$DEPS" ] || mv -T "$DEPS" "$DEPS.old"
 	mv -T "$DEPS.new" "$DEPS"
