@@ -24,6 +24,7 @@ mod poison;
 mod poison_lists;
 mod scrub;
 mod scrub_course;
+mod scrub_cut;
 mod tool_check;
 mod tool_host;
 mod tool_kills;
@@ -60,6 +61,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         lifecycle::CASES,
         scrub::CASES,
         scrub_course::CASES,
+        scrub_cut::CASES,
         isolation::CASES,
         poison::CASES,
         poison_lists::CASES,

@@ -34,8 +34,24 @@ pub fn tool(words: &str) -> Outcome<Ran> {
         .limit(120)
         .try_run()?;
     let said = format!("{}{}", ran.stdout, ran.stderr);
-    say!("daxdmem {words}: {:?} {}", ran.code, said.trim_end());
+    say!(
+        "daxdmem {words}: {:?} {}",
+        ran.code,
+        shortened(said.trim_end())
+    );
     Ok(ran)
+}
+
+/// The first lines of a text, and how many more there are.
+fn shortened(text: &str) -> String {
+    const SHOWN: usize = 12;
+    match text.lines().count().checked_sub(SHOWN) {
+        None | Some(0) => text.to_owned(),
+        Some(more) => {
+            let first: Vec<&str> = text.lines().take(SHOWN).collect();
+            format!("{}\n… {more} lines more", first.join("\n"))
+        }
+    }
 }
 
 /// Runs the tool, which has to succeed; its standard output.

@@ -477,6 +477,7 @@ fn put_back() -> Outcome {
     check_eq!(ran.code, Some(1), "exit code of apply");
     for text in [
         "vm1 has again what it had, without its contents",
+        "vm1 is never scrubbed",
         "1 of 2 guests are not as",
     ] {
         check!(ran.stderr.contains(text), "apply says: {}", ran.stderr);

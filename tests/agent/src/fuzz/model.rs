@@ -4,8 +4,6 @@
 //! Pure: it runs before the operation does, and on the host as well. Nothing in it is copied from the driver; it
 //! follows from the documentation and from what the kernel does to any memory without struct page.
 
-use std::collections::BTreeMap;
-
 use super::memory::{Cell, Memory};
 use crate::scrub::Policy;
 
@@ -15,8 +13,10 @@ use super::op::{
 };
 use super::space::{Flags, Remap, Space, Vma};
 
+mod bindings;
 #[cfg(test)]
 mod tests;
+mod threads;
 mod tracer;
 
 pub use tracer::{poked, words_in};
@@ -157,13 +157,6 @@ impl Model {
     /// The binding behind a file.
     pub fn binding_of(&self, file: usize) -> Option<&Binding> {
         self.bindings.get(self.files.get(file)?.binding)
-    }
-
-    /// Bindings that are over but for their users.
-    fn is_quarantined(&self, parts: &[(u64, u64)]) -> bool {
-        self.bindings
-            .iter()
-            .any(|binding| !binding.live && !binding.over && share_blocks(&binding.parts, parts))
     }
 
     fn access(&self, who: usize, page: u64, write: bool) -> Option<Access> {
@@ -434,79 +427,6 @@ impl Model {
         }
     }
 
-    fn bind(&mut self, device: usize, policy: Policy) -> Option<Expected> {
-        let parts = self.devices.get(device)?.as_ref()?.parts.clone();
-        if self.is_quarantined(&parts) {
-            return Some(Expected::one(Want::Is(Seen::Errno(libc::EBUSY))));
-        }
-        if policy != Policy::Never {
-            for (block, blocks) in &parts {
-                (*block..block + blocks).for_each(|block| self.memory.zero(block));
-            }
-        }
-        self.bindings.push(Binding {
-            parts,
-            policy,
-            opened: false,
-            live: true,
-            over: false,
-        });
-        self.devices.get_mut(device)?.as_mut()?.binding = Some(self.bindings.len() - 1);
-        Some(Expected::one(Want::DONE))
-    }
-
-    fn unbind(&mut self, binding: usize) -> Option<Expected> {
-        let binding = self.bindings.get_mut(binding)?;
-        binding.live = false;
-        if !binding.opened && binding.policy != Policy::Never {
-            // Perhaps in the middle of scrubbing.
-            for (block, blocks) in &binding.parts {
-                (*block..block + blocks).for_each(|block| self.memory.forget(block));
-            }
-        }
-        Some(Expected::one(Want::DONE))
-    }
-
-    /// The device's binding, which somebody opens.
-    fn opened(&mut self, device: usize) -> Option<usize> {
-        let binding = self.devices.get(device)?.as_ref()?.binding?;
-        self.bindings.get_mut(binding)?.opened = true;
-        Some(binding)
-    }
-
-    /// Notices bindings whose last user is gone.
-    fn end_bindings(&mut self) {
-        for index in 0..self.bindings.len() {
-            let binding = &self.bindings[index];
-            if binding.live || binding.over || self.is_used(index) {
-                continue;
-            }
-            self.bindings[index].over = true;
-            if self.bindings[index].policy == Policy::Release {
-                // Zeroed in the background: until the next bind that scrubs nobody knows how much of it.
-                for (block, blocks) in self.bindings[index].parts.clone() {
-                    (block..block + blocks).for_each(|block| self.memory.forget(block));
-                }
-            }
-        }
-    }
-
-    fn is_used(&self, binding: usize) -> bool {
-        let leads_there = |file: usize| {
-            self.files
-                .get(file)
-                .is_some_and(|file| file.binding == binding)
-        };
-        self.processes.iter().flatten().any(|process| {
-            process
-                .files
-                .iter()
-                .flatten()
-                .any(|file| leads_there(*file))
-                || process.space.vmas().iter().any(|vma| leads_there(vma.file))
-        })
-    }
-
     fn sweep(&mut self, device: usize) -> Option<Expected> {
         let binding = self.opened(device)?;
         let parts = &self.bindings.get(binding)?.parts;
@@ -607,64 +527,6 @@ impl Model {
             steps.push(Want::DONE);
         }
         Some(Expected { steps, shown: None })
-    }
-
-    fn threads(&mut self, who: usize, threads: &[Vec<Touch>]) -> Expected {
-        let mut writes: BTreeMap<Cell, Vec<u64>> = BTreeMap::new();
-        for touch in threads.iter().flatten() {
-            if let (Some(cell), Some(word)) = (self.cell(who, *touch), touch.write) {
-                writes.entry(cell).or_default().push(word);
-            }
-        }
-        let mut steps = Vec::new();
-        for touch in threads.iter().flatten() {
-            let mut want = self.glance(who, *touch);
-            if let (Some(cell), None) = (self.cell(who, *touch), touch.write) {
-                for word in writes.get(&cell).into_iter().flatten() {
-                    want = want.or(Want::Is(Seen::Word(*word)));
-                }
-            }
-            steps.push(want);
-        }
-        for (cell, words) in writes {
-            let all_same = words.iter().all(|word| *word == words[0]);
-            self.memory.write(cell, all_same.then_some(words[0]));
-        }
-        Expected { steps, shown: None }
-    }
-
-    /// Every touch sees the state before the operation or the one after it.
-    fn race(&mut self, op: &Op, touches: &[Touch]) -> Option<Expected> {
-        let before: Vec<_> = touches
-            .iter()
-            .map(|touch| (self.glance(0, *touch), self.cell(0, *touch)))
-            .collect();
-        let mut expected = self.try_apply(op)?;
-        for (touch, (want, earlier)) in touches.iter().zip(before) {
-            let later = self.cell(0, *touch);
-            let mut want = want.or(self.glance(0, *touch));
-            let Some(word) = touch.write else {
-                // Somebody else may write something new there.
-                let written = touches.iter().any(|other| {
-                    let cell = self.cell(0, *other);
-                    let new = |cell| other.write != self.memory.word(cell);
-                    let shared = cell.is_some() && (cell == earlier || cell == later);
-                    other.write.is_some() && shared && cell.is_some_and(new)
-                });
-                if written {
-                    want = want.or(Want::AnyWord);
-                }
-                expected.steps.push(want);
-                continue;
-            };
-            expected.steps.push(want);
-            for cell in [earlier, later].into_iter().flatten() {
-                if self.memory.word(cell) != Some(word) {
-                    self.memory.write(cell, None);
-                }
-            }
-        }
-        Some(expected)
     }
 }
 

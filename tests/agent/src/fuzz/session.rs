@@ -9,7 +9,6 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -18,19 +17,18 @@ use super::calls::{
     done_if, errno, length, observe, outcome, pointer, race_touches, read, remap, run_threads,
     strict, touch, trace,
 };
-use super::memory::{stamp, Cell};
-use super::model::{hot_blocks, physical, poked, words_in};
 use super::op::{
-    address, Lock, Observed, Op, Place, Prot, Seen, Span, Touch, ARENA, BLOCK, DEVICES, FILES,
-    PAGE, PROCESSES, SLOTS,
+    address, Lock, Observed, Op, Place, Prot, Seen, Span, Touch, BLOCK, DEVICES, FILES, PAGE,
+    PROCESSES,
 };
 use super::wire;
 use crate::case::{Failure, Named, Outcome};
-use crate::device::{Device, DAX_DMEM};
+use crate::device::Device;
 use crate::fail;
-use crate::mapping::{Map, Mapping};
 use crate::region::Region;
-use crate::scrub::Policy;
+
+mod devices;
+mod tracer;
 
 /// Threads that touch during a race.
 const RACERS: usize = 2;
@@ -290,56 +288,6 @@ impl<'a> Session<'a> {
         })
     }
 
-    // ---- devices ----
-
-    fn create(&mut self, slot: usize, align: u64, parts: &[(u64, u64)]) -> Outcome<Observed> {
-        let _lock = FileLock::take(&self.window.lock)?;
-        let bytes = |(block, blocks): &(u64, u64)| {
-            let size = BLOCK * PAGE;
-            (self.window.offset + block * size, blocks * size)
-        };
-        let places: Vec<(u64, u64)> = parts.iter().map(bytes).collect();
-        let device = self.window.region.create(align, &places)?;
-        let parts = parts.to_vec();
-        self.devices[slot] = Some(Made { device, parts });
-        Ok(Observed::one(Seen::Done))
-    }
-
-    fn bind(&self, device: usize, policy: Policy) -> Outcome<Observed> {
-        let _lock = FileLock::take(&self.window.lock)?;
-        let device = &self.device(device)?.device;
-        policy.choose(device)?;
-        Ok(Observed::one(match device.attach(DAX_DMEM) {
-            Ok(()) => Seen::Done,
-            Err(error) => Seen::Errno(error.raw_os_error().unwrap_or(0)),
-        }))
-    }
-
-    /// The device mapped for a moment, outside the arena.
-    fn glimpse(&self, device: usize) -> Outcome<(Mapping, &[(u64, u64)])> {
-        let Made { device, parts } = self.device(device)?;
-        let length = parts.iter().map(|(_, blocks)| blocks * BLOCK * PAGE).sum();
-        let mapping = Map::new(length).file(&device.open()?);
-        Ok((mapping.named(&device.name)?, parts))
-    }
-
-    fn stamp(&self, device: usize, version: u64) -> Outcome<Observed> {
-        let (mapping, parts) = self.glimpse(device)?;
-        for (offset, cell) in cells(parts) {
-            mapping.write(offset, stamp(version, cell));
-        }
-        Ok(Observed::one(Seen::Done))
-    }
-
-    fn sweep(&self, device: usize) -> Outcome<Observed> {
-        let (mapping, parts) = self.glimpse(device)?;
-        let mut observed = Observed::default();
-        for (offset, _) in cells(parts) {
-            observed.push(Seen::Word(mapping.read(offset)));
-        }
-        Ok(observed)
-    }
-
     // ---- files and mappings ----
 
     fn open(&mut self, file: usize, path: &Path, writable: bool, nonblock: bool) -> Observed {
@@ -460,53 +408,6 @@ impl<'a> Session<'a> {
         }
     }
 
-    // ---- tracing ----
-
-    fn memory_of(&self, who: usize) -> Outcome<File> {
-        let pid = match who {
-            0 => "self".to_owned(),
-            who => self.pids[who].to_string(),
-        };
-        let path = format!("/proc/{pid}/mem");
-        File::options()
-            .read(true)
-            .write(true)
-            .open(&path)
-            .named(path)
-    }
-
-    fn peek(&self, who: usize, at: u64, bytes: u64) -> Outcome<Observed> {
-        let mut buffer = vec![0u8; bytes as usize];
-        let result = self.memory_of(who)?.read_at(&mut buffer, ARENA + at);
-        let got = match result {
-            Ok(got) => got as u64,
-            Err(error) => {
-                return Ok(Observed::one(Seen::Errno(
-                    error.raw_os_error().unwrap_or(0),
-                )))
-            }
-        };
-        let mut observed = Observed::one(Seen::Number(got));
-        for (_, _, byte) in words_in(at, got) {
-            let start = (byte - at) as usize;
-            let word = buffer[start..].first_chunk().copied().unwrap_or_default();
-            observed.push(Seen::Word(u64::from_ne_bytes(word)));
-        }
-        Ok(observed)
-    }
-
-    fn poke(&self, who: usize, at: u64, bytes: u64, seed: u64) -> Outcome<Observed> {
-        let words = (at..at + bytes).step_by(8);
-        let buffer: Vec<u8> = words
-            .flat_map(|byte| poked(seed, byte).to_ne_bytes())
-            .collect();
-        let result = self.memory_of(who)?.write_at(&buffer, ARENA + at);
-        Ok(Observed::one(match result {
-            Ok(written) => Seen::Number(written as u64),
-            Err(error) => Seen::Errno(error.raw_os_error().unwrap_or(0)),
-        }))
-    }
-
     // ---- races ----
 
     fn race(&mut self, op: &Op, touches: &[Touch]) -> Outcome<Observed> {
@@ -585,21 +486,6 @@ fn actor(op: &Op) -> Option<usize> {
     }
 }
 
-/// The checked words of a device's hot blocks: byte offset in the device, and which word of the window it is.
-fn cells(parts: &[(u64, u64)]) -> impl Iterator<Item = (u64, Cell)> + '_ {
-    hot_blocks(parts)
-        .into_iter()
-        .flat_map(|block| block * BLOCK..(block + 1) * BLOCK)
-        .flat_map(move |page| {
-            let there = physical(parts, page).unwrap_or_default();
-            let cell = move |slot: usize| {
-                let offset = page * PAGE + SLOTS[slot];
-                (offset, Cell { page: there, slot })
-            };
-            (0..SLOTS.len()).map(cell)
-        })
-}
-
 /// A lock between processes, released when dropped.
 struct FileLock(#[allow(dead_code, reason = "holds the lock")] File);
 
@@ -616,37 +502,5 @@ impl FileLock {
             0 => Ok(FileLock(file)),
             _ => Err(Failure::from(io::Error::last_os_error())),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cells_follow_the_device_and_name_the_window() {
-        let parts = [(10, 1), (4, 2)];
-        let all: Vec<_> = cells(&parts).collect();
-        assert_eq!(all.len() as u64, 3 * BLOCK * 2);
-        assert_eq!(
-            all[1],
-            (
-                PAGE - 8,
-                Cell {
-                    page: 10 * BLOCK,
-                    slot: 1
-                }
-            )
-        );
-        assert_eq!(
-            all[BLOCK as usize * 2],
-            (
-                BLOCK * PAGE,
-                Cell {
-                    page: 4 * BLOCK,
-                    slot: 0
-                }
-            )
-        );
     }
 }
