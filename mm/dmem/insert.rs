@@ -68,6 +68,28 @@ impl FaultSite<'_> {
         unsafe { window_of(self.vma()) }
     }
 
+    /// Whether KVM asks for what a guest has touched, and not a process for what it has touched
+    /// itself (`virt/kvm/kvm_main.c`, `hva_to_pfn_remapped`; `mm/gup.c`, `fixup_user_fault`).
+    ///
+    /// The processor's own page faults can be interrupted by signals, those for other processes
+    /// and for DMA are marked, and a futex does not let go of the lock.
+    pub(crate) fn is_for_guest(&self) -> bool {
+        const THESE: raw::fault_flag =
+            raw::fault_flag_FAULT_FLAG_ALLOW_RETRY | raw::fault_flag_FAULT_FLAG_KILLABLE;
+        const OTHERS: raw::fault_flag = raw::fault_flag_FAULT_FLAG_USER
+            | raw::fault_flag_FAULT_FLAG_REMOTE
+            | raw::fault_flag_FAULT_FLAG_INTERRUPTIBLE
+            | raw::fault_flag_FAULT_FLAG_VMA_LOCK;
+        self.vmf().flags & (THESE | OTHERS) == THESE
+    }
+
+    /// Removes what is mapped for these bytes, if anything is, and has the VMA's notifiers told.
+    pub(crate) fn clear(&self, virt: VirtAddr, leaf: Leaf) {
+        let (start, size) = (to_ulong(virt.raw()), to_ulong(leaf.size()));
+        // SAFETY: The VMA is valid under the lock of the invariant; the callee checks the bounds.
+        unsafe { raw::zap_special_vma_range(self.vma(), start, size) };
+    }
+
     /// Protection of the VMA, and whether it may be written.
     fn protection(&self) -> (raw::pgprot_t, bool) {
         // SAFETY: The VMA is valid under the lock of the invariant.

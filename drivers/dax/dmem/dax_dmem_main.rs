@@ -5,7 +5,7 @@
 //! Wiring only. The way of a page fault: `ffi/vma.rs`, `fault.rs`, `mm/dmem/leaf.rs`,
 //! `mm/dmem/insert.rs`. The life of a device: `ffi/bus.rs`, `device.rs`, `registry.rs`. Between two
 //! tenants: `custody.rs`, `scrub.rs`. A memory error: `ffi/machine_check.rs`,
-//! `ffi/memory_failure.rs`, `poison.rs`. The way of an mmap: `ffi/char_device.rs`, `mmap.rs`,
+//! `ffi/memory_failure.rs`, `poison.rs`, `loan.rs`. The way of an mmap: `ffi/char_device.rs`, `mmap.rs`,
 //! `mm/dmem/congruence.rs`. Of ptrace: `ffi/vma.rs`, `access.rs`.
 
 use kernel::prelude::*;
@@ -19,6 +19,7 @@ mod fault;
 mod ffi;
 #[cfg(CONFIG_DEV_DAX_DMEM_KUNIT_TEST)]
 mod kunit;
+mod loan;
 mod mmap;
 mod poison;
 mod registry;

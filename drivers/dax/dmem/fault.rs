@@ -10,6 +10,7 @@ use crate::device::Device;
 use crate::ffi::liveness::Section;
 use crate::ffi::vma::{Copied, Splitting};
 use crate::insert::{FaultSite, Installed};
+use crate::loan;
 use crate::plan::{fill, fits, Leaf, Placement, VirtAddr};
 use crate::poison::{is_sound, screen, Look, Screened};
 
@@ -52,7 +53,13 @@ pub(crate) fn fault(device: &Device, site: &FaultSite<'_>, leaf: Leaf) -> Answer
     let placement = match screen(device, look, placement, site.addr(), leaf) {
         Screened::Sound(placement) => placement,
         Screened::Smaller => return Answer::TrySmaller,
-        Screened::Poisoned => return Answer::Poisoned,
+        Screened::Poisoned => {
+            let lost = placement.phys_at(site.addr());
+            return match lost {
+                Some(lost) if site.is_for_guest() && loan::lend(site, lost) => Answer::Done,
+                _ => Answer::Poisoned,
+            };
+        }
     };
     let giants = (leaf == Leaf::Pud).then(|| device.giants().lock());
     let installed = site.install(leaf, placement);

@@ -371,6 +371,21 @@ unsigned long dmem_mce_address(const struct mce *mce)
 	return mce->addr & MCI_ADDR_PHYSADDR;
 }
 
+void *dmem_zero_page(void)
+{
+	return (void *)get_zeroed_page(GFP_KERNEL);
+}
+
+unsigned long dmem_phys_of(const void *page)
+{
+	return __pa(page);
+}
+
+struct task_struct *dmem_current(void)
+{
+	return current;
+}
+
 /* WQ_SYSFS: the operator can keep scrubs off the CPUs of guests. */
 struct workqueue_struct *dmem_alloc_workqueue(const char *name)
 {

@@ -71,7 +71,11 @@ void dmem_unwatch_failures(void *watched, dmem_heard_fn heard);
 void dmem_notice_poison(u64 page);
 unsigned long dmem_mce_address(const struct mce *mce);
 
+void *dmem_zero_page(void);
+unsigned long dmem_phys_of(const void *page);
+
 /* Work. */
+struct task_struct *dmem_current(void);
 struct workqueue_struct *dmem_alloc_workqueue(const char *name);
 void dmem_cond_resched(void);
 

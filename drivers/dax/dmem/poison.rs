@@ -199,16 +199,21 @@ pub(crate) fn settle() {
                 return;
             }
         };
-        let mut nth = 0;
-        while let Some(device) = registry::device_at(page, nth) {
-            if let Some(pgoff) = device.map().pgoff_of(page) {
-                device.drop_leaves(pgoff, 1);
-            }
-            nth += 1;
-        }
+        unmap(page);
         if !known {
             announce(page);
         }
+    }
+}
+
+/// Removes what is mapped in the place of this page, in any process.
+pub(crate) fn unmap(page: PhysAddr) {
+    let mut nth = 0;
+    while let Some(device) = registry::device_at(page, nth) {
+        if let Some(pgoff) = device.map().pgoff_of(page) {
+            device.drop_leaves(pgoff, 1);
+        }
+        nth += 1;
     }
 }
 

@@ -7,6 +7,7 @@ use core::pin::Pin;
 use kernel::prelude::*;
 use kernel::sync::global_lock;
 
+use crate::loan::{self, StandIns};
 use crate::poison::{self, Ledger, News};
 use crate::registry::{self, Book};
 
@@ -43,6 +44,11 @@ global_lock! {
     pub(crate) unsafe(uninit) static REGIONS: Mutex<Regions> = Regions::new();
 }
 
+global_lock! {
+    // SAFETY: As above.
+    pub(crate) unsafe(uninit) static STAND_INS: Mutex<StandIns> = StandIns::new();
+}
+
 /// The globals while the module is loaded; statics are not dropped with their module.
 pub(crate) struct Globals(());
 
@@ -61,6 +67,7 @@ impl Globals {
             LEDGER.init();
             NEWS.init();
             REGIONS.init();
+            STAND_INS.init();
         }
         registry::begin()?;
         poison::begin().inspect_err(|_| registry::finish())?;
@@ -71,6 +78,7 @@ impl Globals {
 impl Drop for Globals {
     fn drop(&mut self) {
         // The driver is unregistered, and no file is open when the module goes.
+        loan::finish();
         poison::finish();
         registry::finish();
     }

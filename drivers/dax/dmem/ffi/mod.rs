@@ -22,6 +22,7 @@ pub(crate) mod poison_file;
 pub(crate) mod raw;
 pub(crate) mod region;
 pub(crate) mod reservation;
+pub(crate) mod stand_in;
 pub(crate) mod task;
 pub(crate) mod vma;
 pub(crate) mod workqueue;
