@@ -1,16 +1,32 @@
 // SPDX-License-Identifier: GPL-2.0
 //! /init of a second-level guest: tries out the memory it was given, and says what it found.
+//!
+//! With `dmem.commands=1` it waits for commands on its console instead, and answers each with a line:
+//!
+//! | command | what it does |
+//! |---|---|
+//! | `page` | starts a program with a page of its own; says its guest-physical address |
+//! | `read`, `write` | has the program touch its page; says what it was told, and forgets the program |
+//! | `look` | has the kernel look at the machine check banks each second, not each five minutes |
+//! | `check` | looks whether all other memory holds what was written |
+//! | `reboot`, `off` | what they say, without an answer |
 
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
 
 use crate::case::{Failure, Outcome};
+use crate::child::Child;
 use crate::mapping::{Map, Mapping};
 use crate::memory::Meminfo;
 use crate::pattern::Pattern;
+use crate::poison::PAGE;
+use crate::probe;
 use crate::region::MIB;
-use crate::{cmdline, mount, supervisor};
+use crate::spinner::describe;
+use crate::{cmdline, fail, mount, supervisor, sysfs};
 
 /// Left to the kernel while the pattern fills everything else.
 const SPARE: u64 = 60 * MIB;
@@ -25,10 +41,10 @@ pub fn main() -> ExitCode {
 
 fn try_memory() -> Outcome {
     mount::mount("dev", "/dev", "devtmpfs", 0, "")?;
-    let mut console = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/ttyS0")?;
+    let mut console = File::options().read(true).write(true).open("/dev/ttyS0")?;
+    if cmdline::value("dmem.commands").is_some() {
+        return obey(&mut console);
+    }
     writeln!(console, "\nguest: up")?;
     let total = Meminfo::read()?.bytes("MemTotal")?;
     let free = Meminfo::read()?.bytes("MemFree")?;
@@ -52,7 +68,7 @@ fn try_memory() -> Outcome {
 }
 
 /// Reads all of the memory over and over until the host says `off`.
-fn hold(console: &mut std::fs::File, pattern: Pattern, memory: &Mapping) -> Outcome {
+fn hold(console: &mut File, pattern: Pattern, memory: &Mapping) -> Outcome {
     // SAFETY: a plain system call on an open descriptor.
     if unsafe { libc::fcntl(console.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) } != 0 {
         return Err(io::Error::last_os_error().into());
@@ -70,4 +86,112 @@ fn hold(console: &mut std::fs::File, pattern: Pattern, memory: &Mapping) -> Outc
         }
     }
     Ok(())
+}
+
+/// Memory that is checked for being what was written.
+const CHECKED: u64 = 64 * MIB;
+
+/// Seconds between two looks at the machine check banks.
+const INTERVAL: &str = "/sys/devices/system/machinecheck/machinecheck0/check_interval";
+
+/// Executes commands until one ends the guest.
+fn obey(console: &mut File) -> Outcome {
+    silence(console)?;
+    let memory = Map::new(CHECKED).anonymous()?;
+    let pattern = Pattern::new(CHECKED);
+    pattern.fill(memory.words(0, CHECKED), 0);
+    writeln!(console, "\nguest: ready")?;
+    let mut program = None;
+    for line in BufReader::new(console.try_clone()?).lines() {
+        let answer = match line?.trim() {
+            "page" => {
+                let mut child = program_with_page()?;
+                let answer = format!("page {}", child.link().receive()?);
+                program = Some(child);
+                answer
+            }
+            command @ ("read" | "write") => {
+                let Some(mut child) = program.take() else {
+                    fail!("there is no program");
+                };
+                child.link().send(command)?;
+                let answer = format!("told {}", child.link().receive()?);
+                child.finish()?;
+                answer
+            }
+            "look" => {
+                mount::mount("sys", "/sys", "sysfs", 0, "")?;
+                sysfs::write(INTERVAL, "1")?;
+                "looks".to_owned()
+            }
+            "check" => {
+                pattern.verify(memory.words(0, CHECKED), 0)?;
+                "checked".to_owned()
+            }
+            "reboot" => {
+                // SAFETY: plain system call; there is nothing to be written to a disk.
+                unsafe { libc::reboot(libc::RB_AUTOBOOT) };
+                fail!("it did not reboot");
+            }
+            "off" => return Ok(()),
+            "" => continue,
+            other => format!("knows no {other}"),
+        };
+        writeln!(console, "guest: {answer}")?;
+    }
+    Ok(())
+}
+
+/// Keeps the terminal from sending back what it gets.
+fn silence(console: &File) -> Outcome {
+    // SAFETY: plain data, and calls on an open terminal.
+    let result = unsafe {
+        let mut settings: libc::termios = std::mem::zeroed();
+        match libc::tcgetattr(console.as_raw_fd(), &mut settings) {
+            0 => {
+                settings.c_lflag &= !libc::ECHO;
+                libc::tcsetattr(console.as_raw_fd(), libc::TCSANOW, &settings)
+            }
+            failed => failed,
+        }
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error().into()),
+    }
+}
+
+/// A program with one page: says where that is in the guest's memory, touches it when told, says what came of it.
+fn program_with_page() -> Outcome<Child> {
+    Child::start(|link| {
+        let page = Map::new(PAGE).anonymous()?;
+        page.write(0, 1);
+        link.send(&format!("{:#x}", physical(page.address())?))?;
+        let fault = match link.receive()?.as_str() {
+            "read" => probe::read(page.address()).err(),
+            _ => probe::write(page.address(), 2).err(),
+        };
+        let told = match fault {
+            Some(mut fault) => {
+                // What matters is the place in the page.
+                fault.address -= page.address();
+                describe(&fault)
+            }
+            None => "nothing".to_owned(),
+        };
+        link.send(&told)
+    })
+}
+
+/// The physical address of a page of this process.
+fn physical(address: usize) -> Outcome<u64> {
+    const PRESENT: u64 = 1 << 63;
+    let mut entry = [0; 8];
+    let at = address as u64 / PAGE * 8;
+    File::open("/proc/self/pagemap")?.read_exact_at(&mut entry, at)?;
+    let entry = u64::from_ne_bytes(entry);
+    if entry & PRESENT == 0 {
+        fail!("there is no page at {address:#x}");
+    }
+    Ok((entry & ((1 << 55) - 1)) * PAGE)
 }

@@ -17,6 +17,7 @@ mod fuzz;
 mod guest;
 mod kernel_log;
 mod kvm;
+mod machine_check;
 mod mapping;
 mod memory;
 mod module;
@@ -37,6 +38,7 @@ mod sysfs;
 mod tracee;
 mod vfio;
 mod vmm;
+mod witness;
 
 use std::process::ExitCode;
 

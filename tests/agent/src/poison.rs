@@ -3,11 +3,13 @@
 
 use std::io;
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use crate::case::{Failure, Outcome};
+use crate::cmdline::patient;
 use crate::device::{driver_attribute, DAX_DMEM};
 use crate::scrub::extent;
-use crate::sysfs;
+use crate::{check, sysfs};
 
 /// Bytes that an error costs.
 pub const PAGE: u64 = 4096;
@@ -19,6 +21,30 @@ pub fn known() -> Outcome<Vec<Range<u64>>> {
         extent(line).ok_or_else(|| Failure::Fail(format!("poison has a line '{line}'")))
     };
     text.lines().map(parse).collect()
+}
+
+/// The pages that the driver takes for poisoned.
+pub fn known_pages() -> Outcome<Vec<u64>> {
+    let pages = known()?.into_iter();
+    Ok(pages
+        .flat_map(|extent| extent.step_by(PAGE as usize))
+        .collect())
+}
+
+/// Waits until the driver knows of exactly these pages, in order of address.
+pub fn wait_known(expected: &[u64]) -> Outcome {
+    let deadline = Instant::now() + patient(Duration::from_secs(5));
+    loop {
+        let pages = known_pages()?;
+        if pages == expected {
+            return Ok(());
+        }
+        check!(
+            Instant::now() < deadline,
+            "the driver knows of {pages:x?}, not of {expected:x?}"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Tells the driver of an error.

@@ -29,6 +29,22 @@ const NONE: Fault = Fault {
     lsb: 0,
 };
 
+impl Fault {
+    /// # Safety
+    ///
+    /// `info` must be what the kernel passed to a handler of SIGBUS or SIGSEGV.
+    unsafe fn of(signal: libc::c_int, info: *mut libc::siginfo_t) -> Fault {
+        // SAFETY: by the safety requirement.
+        let (code, details) = unsafe { ((*info).si_code, &*info.cast::<FaultInfo>()) };
+        Fault {
+            signal,
+            code,
+            address: details.address,
+            lsb: details.lsb,
+        }
+    }
+}
+
 global_asm!(
     ".globl dmem_probe_load",
     ".globl dmem_probe_store",
@@ -40,12 +56,27 @@ global_asm!(
     "mov [rdi], rdx",
     "dmem_probe_resume:",
     "ret",
+    ".globl dmem_probe_wait",
+    ".globl dmem_probe_loop",
+    ".globl dmem_probe_waited",
+    "dmem_probe_wait:", // rdi: address, rsi: fault record, rdx: value for R15
+    "push r15",
+    "mov r15, rdx",
+    "dmem_probe_loop:",
+    "mov rax, [rdi]",
+    "jmp dmem_probe_loop",
+    "dmem_probe_waited:",
+    "pop r15",
+    "ret",
 );
 
 extern "C" {
     fn dmem_probe_load(address: usize, fault: *mut Fault) -> u64;
     fn dmem_probe_store(address: usize, fault: *mut Fault, value: u64);
     fn dmem_probe_resume();
+    fn dmem_probe_wait(address: usize, fault: *mut Fault, mark: u64) -> u64;
+    fn dmem_probe_loop();
+    fn dmem_probe_waited();
 }
 
 /// Reads the word at an address.
@@ -69,6 +100,37 @@ pub fn write(address: usize, value: u64) -> Result<(), Fault> {
     match fault.signal {
         0 => Ok(()),
         _ => Err(fault),
+    }
+}
+
+/// Reads the word at an address over and over, in user mode with `mark` in R15, until that fails.
+pub fn read_until_fault(address: usize, mark: u64) -> Fault {
+    install();
+    let mut fault = NONE;
+    // SAFETY: as in `read`; the handler ends the loop, and R15 is put back.
+    unsafe { dmem_probe_wait(address, &mut fault, mark) };
+    fault
+}
+
+/// Runs the closure, a system call, and gives back the signal for a memory error that interrupted it.
+pub fn signalled<T>(call: impl FnOnce() -> T) -> (T, Option<Fault>) {
+    static mut SEEN: Fault = NONE;
+    extern "C" fn note(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        // SAFETY: the kernel passes valid structures. The thread that `SEEN` is about is the one that is interrupted.
+        unsafe { SEEN = Fault::of(signal, info) };
+    }
+    // SAFETY: plain data; the handler in use before is put back. Only one thread of a case uses signals.
+    unsafe {
+        SEEN = NONE;
+        let mut action: libc::sigaction = std::mem::zeroed();
+        let mut before: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = note as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO;
+        libc::sigaction(libc::SIGBUS, &action, &mut before);
+        let result = call();
+        libc::sigaction(libc::SIGBUS, &before, std::ptr::null_mut());
+        let seen = (&raw const SEEN).read_volatile();
+        (result, (seen.signal != 0).then_some(seen))
     }
 }
 
@@ -99,20 +161,24 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
     unsafe {
         let registers = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
         let at = registers[libc::REG_RIP as usize] as usize;
-        if at != dmem_probe_load as usize && at != dmem_probe_store as usize {
+        let resume = match at {
+            // A machine check may come with either instruction of the loop.
+            _ if (dmem_probe_loop as usize..dmem_probe_waited as usize).contains(&at) => {
+                dmem_probe_waited as usize
+            }
+            _ if at == dmem_probe_load as usize || at == dmem_probe_store as usize => {
+                dmem_probe_resume as usize
+            }
+            _ => 0,
+        };
+        if resume == 0 {
             // Returning repeats the access, now fatally.
             libc::signal(signal, libc::SIG_DFL);
             return;
         }
-        let details = &*info.cast::<FaultInfo>();
         let record = registers[libc::REG_RSI as usize] as *mut Fault;
-        *record = Fault {
-            signal,
-            code: (*info).si_code,
-            address: details.address,
-            lsb: details.lsb,
-        };
-        registers[libc::REG_RIP as usize] = dmem_probe_resume as usize as i64;
+        *record = Fault::of(signal, info);
+        registers[libc::REG_RIP as usize] = resume as i64;
     }
 }
 

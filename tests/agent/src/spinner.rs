@@ -5,12 +5,14 @@
 //! register: a look at that CPU counts only when it is in user mode with that number in place.
 
 use crate::case::{Failure, Named, Outcome};
-use crate::child::Child;
+use crate::child::{Child, Link};
 use crate::control::Control;
 use crate::mapping::Mapping;
 use crate::pages::{Leaves, View};
+use crate::probe::{self, Fault};
 
-const MAGIC: u64 = 0x6461_7864_6d65_6d21;
+/// What a spinning process has in R15.
+pub const MAGIC: u64 = 0x6461_7864_6d65_6d21;
 /// Interrupts and kernel work on that CPU make a look miss now and then.
 const LOOKS: u32 = 60;
 
@@ -26,12 +28,19 @@ pub struct Spinner {
 impl Spinner {
     /// Runs the closure in a child, then spins there with the mapping it made.
     pub fn start(map: impl FnOnce() -> Outcome<Mapping>) -> Outcome<Spinner> {
+        Self::begin(map, |_, _| spin())
+    }
+
+    fn begin(
+        map: impl FnOnce() -> Outcome<Mapping>,
+        body: impl FnOnce(Mapping, &mut Link) -> Outcome,
+    ) -> Outcome<Spinner> {
         let cpu = last_cpu()?;
         let mut child = Child::start(|link| {
             pin(cpu)?;
             let mapping = map()?;
             link.send(&format!("{} {}", mapping.address(), mapping.len()))?;
-            spin()
+            body(mapping, link)
         })?;
         let place = child.link().receive()?;
         let mut numbers = place.split(' ').filter_map(|word| word.parse::<u64>().ok());
@@ -44,6 +53,30 @@ impl Spinner {
             low,
             high: low + length,
         })
+    }
+
+    /// Runs the closure in a child, which then reads the word at this offset of the mapping until that fails, says
+    /// how (see [`describe`]), and does what `after` says.
+    pub fn reading(
+        map: impl FnOnce() -> Outcome<Mapping>,
+        offset: u64,
+        after: impl FnOnce(&Mapping, &mut Link) -> Outcome,
+    ) -> Outcome<Spinner> {
+        Self::begin(map, |mapping, link| {
+            let fault = probe::read_until_fault(mapping.address() + offset as usize, MAGIC);
+            link.send(&describe(&fault))?;
+            after(&mapping, link)
+        })
+    }
+
+    /// The process.
+    pub fn child(&mut self) -> &mut Child {
+        &mut self.child
+    }
+
+    /// Waits for the end of a process that reads.
+    pub fn finish(self) -> Outcome {
+        self.child.finish()
     }
 
     /// Process id.
@@ -78,7 +111,8 @@ impl Spinner {
     }
 }
 
-fn last_cpu() -> Outcome<usize> {
+/// The CPU that spinners are pinned to.
+pub fn last_cpu() -> Outcome<usize> {
     let online = crate::sysfs::read("/sys/devices/system/cpu/online")?;
     let last = online
         .rsplit(['-', ','])
@@ -101,7 +135,19 @@ pub fn pin(cpu: usize) -> Outcome {
     Ok(())
 }
 
-fn spin() -> ! {
+/// A fault in a line: signal, code, address, log2 of the bytes lost.
+pub fn describe(fault: &Fault) -> String {
+    let Fault {
+        signal,
+        code,
+        address,
+        lsb,
+    } = fault;
+    format!("{signal} {code} {address:#x} {lsb}")
+}
+
+/// Keeps the CPU in user mode with [`MAGIC`] in R15 until the process is killed.
+pub fn spin() -> ! {
     // SAFETY: an endless loop that touches one register, which nobody needs afterwards.
     unsafe {
         std::arch::asm!("2: jmp 2b", in("r15") MAGIC, options(noreturn, nomem, nostack));

@@ -53,32 +53,58 @@ pub fn device(device: &Device, align: &str) -> Outcome<Vec<String>> {
         .into())
 }
 
+/// What a guest is, besides its memory.
+#[derive(Clone, Copy)]
+pub struct Model {
+    /// `-cpu`.
+    pub cpu: &'static str,
+    /// Further kernel parameters: what the guest's init does, see [`crate::guest`].
+    pub parameters: &'static str,
+    /// What QEMU does instead of a reset of the guest, `-action reboot=`.
+    pub on_reboot: &'static str,
+}
+
+impl Model {
+    /// Tries its memory and powers off.
+    pub const PLAIN: Model = Model {
+        cpu: "qemu64,+svm",
+        parameters: "",
+        on_reboot: "shutdown",
+    };
+}
+
 impl Guest {
     /// Boots a guest of `bytes` on the memory these QEMU arguments describe. With `hold` it stays after its
     /// report, reading its pattern over and over, until [`Guest::power_off`].
     pub fn start(name: &str, bytes: u64, memory: &[String], hold: bool) -> Outcome<Guest> {
+        let parameters = if hold { " dmem.hold=1" } else { "" };
+        let model = Model {
+            parameters,
+            ..Model::PLAIN
+        };
+        Self::boot(name, bytes, memory, model)
+    }
+
+    /// Boots a guest that is like this.
+    pub fn boot(name: &str, bytes: u64, memory: &[String], model: Model) -> Outcome<Guest> {
         let release = sysfs::read("/proc/sys/kernel/osrelease")?;
-        let hold = if hold { " dmem.hold=1" } else { "" };
         // Exits through two levels are slow. quiet: each character on the serial line costs some. noaperture: or
         // else the kernel looks for an AGP bridge in 8,192 PCI slots (arch/x86/kernel/aperture_64.c).
-        let append = format!("console=ttyS0 quiet iommu=noaperture panic=-1 dmem.role=guest{hold}");
+        let append = format!(
+            "console=ttyS0 quiet iommu=noaperture panic=-1 dmem.role=guest{}",
+            model.parameters
+        );
         let mut command = Command::new("qemu-system-x86_64");
         command.args([
-            "-name",
-            name,
-            "-accel",
-            "kvm",
-            "-cpu",
-            "qemu64,+svm",
-            "-smp",
-            "1",
+            "-name", name, "-accel", "kvm", "-cpu", model.cpu, "-smp", "1",
         ]);
         command.args([
             "-nodefaults",
             "-no-user-config",
             "-display",
             "none",
-            "-no-reboot",
+            "-action",
+            &format!("reboot={}", model.on_reboot),
             "-serial",
             "stdio",
         ]);
@@ -160,12 +186,41 @@ impl Guest {
         }
     }
 
-    /// Asks a holding guest to power off, and waits until it says that its memory was right to the end.
-    pub fn power_off(&mut self) -> Outcome {
+    /// Has a guest with commands ([`crate::guest`]) do something, and waits for its answer, without `guest: `.
+    pub fn ask(&mut self, command: &str) -> Outcome<String> {
+        self.tell(command)?;
+        let line = self.wait_for("guest: ", Duration::from_secs(60))?;
+        Ok(line["guest: ".len()..].to_owned())
+    }
+
+    /// Writes a line on the guest's console.
+    pub fn tell(&mut self, command: &str) -> Outcome {
         match self.input.as_mut() {
-            Some(input) => input.write_all(b"off\n").named("the guest's console")?,
+            Some(input) => {
+                let line = format!("{command}\n");
+                input
+                    .write_all(line.as_bytes())
+                    .named("the guest's console")
+            }
             None => fail!("{}: no way to reach the guest's console", self.name),
         }
+    }
+
+    /// Whether its console has shown this text so far.
+    pub fn has_said(&mut self, text: &str) -> bool {
+        self.seen.extend(self.console.try_iter());
+        self.seen.iter().any(|line| line.contains(text))
+    }
+
+    /// What its console has shown so far.
+    pub fn transcript(&mut self) -> String {
+        self.seen.extend(self.console.try_iter());
+        self.seen.join("\n")
+    }
+
+    /// Asks a holding guest to power off, and waits until it says that its memory was right to the end.
+    pub fn power_off(&mut self) -> Outcome {
+        self.tell("off")?;
         let line = self.wait_for("guest: ", Duration::from_secs(120))?;
         check!(line.ends_with(" ok"), "{}: {line}", self.name);
         Ok(())

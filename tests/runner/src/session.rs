@@ -396,12 +396,19 @@ fn answer(vm: &mut Vm, request: &str) -> Result<String> {
     if let Some(line) = request.strip_prefix("hmp ") {
         return vm.qmp.monitor(line, 0);
     }
+    let number = |word: &str| u64::from_str_radix(word, 16).ok();
+    if let Some(rest) = request.strip_prefix("strike ") {
+        let mut words = rest.splitn(3, ' ');
+        let cpu = words.next().and_then(|word| word.parse().ok());
+        return match (cpu, words.next().and_then(number), words.next()) {
+            (Some(cpu), Some(r15), Some(command)) => walk::strike(&mut vm.qmp, cpu, r15, command),
+            _ => Err("bad numbers".to_owned()),
+        };
+    }
     let words: Vec<&str> = request.split(' ').collect();
-    let address = |word: &str| u64::from_str_radix(word, 16).ok();
     match words[..] {
         [look @ ("tlb" | "kernel"), cpu, low, high] => {
-            let (Ok(cpu), Some(low), Some(high)) = (cpu.parse(), address(low), address(high))
-            else {
+            let (Ok(cpu), Some(low), Some(high)) = (cpu.parse(), number(low), number(high)) else {
                 return Err("bad numbers".to_owned());
             };
             match look {

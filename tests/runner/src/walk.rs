@@ -65,6 +65,28 @@ fn user_part_stopped(qmp: &mut Qmp, cpu: u32, window: Range<u64>) -> Result<Stri
     Ok(reply + &walk.leaves)
 }
 
+/// Runs a command of the monitor while the CPU is in user mode with this value in R15. The reply says whether it was.
+///
+/// What the command does to that CPU (a machine check) hits the program before its next instruction.
+pub fn strike(qmp: &mut Qmp, cpu: u32, r15: u64, command: &str) -> Result<String> {
+    qmp.execute("stop", serde_json::json!({}))?;
+    let reply = strike_stopped(qmp, cpu, r15, command);
+    qmp.execute("cont", serde_json::json!({}))?;
+    reply
+}
+
+fn strike_stopped(qmp: &mut Qmp, cpu: u32, r15: u64, command: &str) -> Result<String> {
+    let registers = qmp.monitor("info registers", cpu)?;
+    let found = register(&registers, "R15=").and_then(|text| u64::from_str_radix(text, 16).ok());
+    if register(&registers, "CPL=") != Some("3") || found != Some(r15) {
+        return Ok("missed".to_owned());
+    }
+    match qmp.monitor(command, cpu)?.trim() {
+        "" => Ok("hit".to_owned()),
+        refusal => Ok(refusal.to_owned()),
+    }
+}
+
 /// The reply: `total=` with the bytes of all leaves in that half (shared tables counted once), then the leaves
 /// that lead to physical addresses in `low..high`, as [`user_part`] shows them.
 pub fn kernel_half(qmp: &mut Qmp, cpu: u32, low: u64, high: u64) -> Result<String> {

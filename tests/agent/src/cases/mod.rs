@@ -10,6 +10,7 @@ mod debug_kernel;
 mod demo;
 mod fuzz;
 mod guest;
+mod guest_errors;
 mod holes;
 mod holes_dax;
 mod hostile;
@@ -17,6 +18,7 @@ mod isolation;
 mod lab;
 mod leaves;
 mod lifecycle;
+mod machine_check;
 mod nested;
 mod peer;
 mod pmem;
@@ -65,11 +67,13 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         isolation::CASES,
         poison::CASES,
         poison_lists::CASES,
+        machine_check::CASES,
         access::CASES,
         daxctl::CASES,
         cost::CASES,
         nested::CASES,
         guest::CASES,
+        guest_errors::CASES,
         pmem::CASES,
         fuzz::CASES,
         tool_verbs::CASES,

@@ -1,20 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Memory errors: a page of 4 KiB is lost, its users are told, and nobody gets it again.
 
-use std::time::Duration;
-
 use crate::case::{errno, Case, Outcome};
-use crate::child::{Child, Link};
-use crate::device::Device;
+use crate::child::Child;
 use crate::mapping::{Map, Mapping};
 use crate::pages::Census;
 use crate::pattern::{check_zeros, Pattern};
 use crate::poison::{self, Cleaned, PAGE};
-use crate::probe::{self, Fault};
+use crate::probe;
 use crate::region::{Region, GIB, MIB};
 use crate::scrub::{self, Policy};
 use crate::spinner::Spinner;
 use crate::tracee::Memory;
+use crate::witness::{failed_at, touch_one_lost, user, View, LSB};
 use crate::{check, check_eq, say};
 
 use super::page_less;
@@ -23,8 +21,6 @@ const HUGE: u64 = 2 * MIB;
 /// Two ranges that lie apart: the device's bytes go on at its offset of 1 GiB.
 const PARTS: [(u64, u64); 2] = [(0, GIB), (3 * GIB, GIB)];
 const SIZE: u64 = 2 * GIB;
-/// `si_addr_lsb` of an error that costs 4 KiB.
-const LSB: i16 = 12;
 /// A page of a 1 GiB leaf, at no border.
 const INSIDE: u64 = 300 * MIB + 7 * PAGE;
 
@@ -78,23 +74,6 @@ pub const CASES: &[Case] = &[
     },
 ];
 
-/// What a touch of the poisoned page at this address shows.
-fn failed_at(address: usize) -> Fault {
-    Fault {
-        signal: libc::SIGBUS,
-        code: libc::BUS_MCEERR_AR,
-        address,
-        lsb: LSB,
-    }
-}
-
-fn pages_of(extents: &[std::ops::Range<u64>]) -> Vec<u64> {
-    let pages = extents.iter().cloned();
-    pages
-        .flat_map(|extent| extent.step_by(PAGE as usize))
-        .collect()
-}
-
 /// Touches every page of the mapping but one; fails where that one does not fail.
 fn touch_around(mapping: &Mapping, lost: u64) -> Outcome {
     let block = lost / HUGE * HUGE;
@@ -146,129 +125,8 @@ fn leaves() -> Outcome {
     found.check_placement(&device, spinner.address(), 0)?;
     check_eq!(found.census(), Census::new(1, 511, 511), "leaves");
     check_eq!(found.bytes(), SIZE - PAGE, "bytes that are mapped");
-    check_eq!(
-        pages_of(&poison::known()?),
-        [physical],
-        "what the driver knows"
-    );
+    check_eq!(poison::known_pages()?, [physical], "what the driver knows");
     Ok(())
-}
-
-/// Where a process has part of the device mapped, and how.
-#[derive(Clone, Copy)]
-struct View {
-    offset: u64,
-    length: u64,
-    small: bool,
-}
-
-impl View {
-    fn address_of(self, base: usize, at: u64) -> Option<usize> {
-        let into = at
-            .checked_sub(self.offset)
-            .filter(|into| *into < self.length)?;
-        Some(base + into as usize)
-    }
-}
-
-/// Waits for SIGBUS: its code, address and size.
-fn wait_for_signal(limit: Duration) -> Option<Fault> {
-    // SAFETY: plain data, and a signal that this process has blocked.
-    unsafe {
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&mut set);
-        libc::sigaddset(&mut set, libc::SIGBUS);
-        let mut info: libc::siginfo_t = std::mem::zeroed();
-        let time = libc::timespec {
-            tv_sec: limit.as_secs() as i64,
-            tv_nsec: i64::from(limit.subsec_nanos()),
-        };
-        if libc::sigtimedwait(&set, &mut info, &time) != libc::SIGBUS {
-            return None;
-        }
-        // si_addr_lsb lies behind si_addr.
-        let lsb = (&raw const info).cast::<u8>().add(24).cast::<i16>().read();
-        Some(Fault {
-            signal: libc::SIGBUS,
-            code: info.si_code,
-            address: info.si_addr() as usize,
-            lsb,
-        })
-    }
-}
-
-fn block_sigbus(block: bool) {
-    // SAFETY: plain data; only this thread's mask changes.
-    unsafe {
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&mut set);
-        libc::sigaddset(&mut set, libc::SIGBUS);
-        let how = if block {
-            libc::SIG_BLOCK
-        } else {
-            libc::SIG_UNBLOCK
-        };
-        libc::sigprocmask(how, &set, std::ptr::null_mut());
-    }
-}
-
-/// Has errors told to this process as soon as they are known, as QEMU does.
-fn want_early_signals() -> Outcome {
-    // SAFETY: a setting of this process.
-    let result = unsafe {
-        libc::prctl(
-            libc::PR_MCE_KILL,
-            libc::PR_MCE_KILL_SET as libc::c_ulong,
-            libc::PR_MCE_KILL_EARLY as libc::c_ulong,
-            0,
-            0,
-        )
-    };
-    check_eq!(result, 0, "prctl");
-    Ok(())
-}
-
-/// A process with a view: says when it is there, waits for a signal, says what came.
-fn user(device: &Device, view: View, with_child: bool) -> Outcome<Child> {
-    Child::start(|link| {
-        block_sigbus(true);
-        want_early_signals()?;
-        let mapping = Map::new(view.length)
-            .offset(view.offset)
-            .file(&device.open()?)?;
-        if view.small {
-            mapping.advise(0, view.length, libc::MADV_NOHUGEPAGE)?;
-        }
-        mapping.touch(if view.small {
-            PAGE.max(view.length / 64)
-        } else {
-            HUGE
-        });
-        link.send(&mapping.address().to_string())?;
-        if !with_child {
-            return tell(link);
-        }
-        let mut child = Child::start(|link| {
-            link.send("there")?;
-            tell(link)
-        })?;
-        child.link().receive()?;
-        link.send("both")?;
-        tell(link)?;
-        child.link().send("go")?;
-        let said = child.link().receive()?;
-        link.send(&said)?;
-        child.finish()
-    })
-}
-
-fn tell(link: &mut Link) -> Outcome {
-    link.receive()?;
-    let text = match wait_for_signal(Duration::from_millis(300)) {
-        None => "nothing".to_owned(),
-        Some(fault) => format!("{} {:#x} {}", fault.code, fault.address, fault.lsb),
-    };
-    link.send(&text)
 }
 
 fn signals() -> Outcome {
@@ -329,11 +187,7 @@ fn signals() -> Outcome {
         );
         near.finish()?;
         far.finish()?;
-        check_eq!(
-            pages_of(&poison::known()?),
-            [physical],
-            "what the driver knows"
-        );
+        check_eq!(poison::known_pages()?, [physical], "what the driver knows");
         poison::clear(physical)?;
     }
     // Parent and child share the mapping, and the fate.
@@ -406,11 +260,7 @@ fn stays() -> Outcome {
     drop(mapping);
     poison::add(physical)?;
     device.destroy()?;
-    check_eq!(
-        pages_of(&poison::known()?),
-        [physical],
-        "known without a device"
-    );
+    check_eq!(poison::known_pages()?, [physical], "known without a device");
     // Other borders, other leaves, scrubbed before it can be opened.
     let device = region.create(HUGE, &[(256 * MIB, 512 * MIB)])?;
     Policy::Release.bind(&device)?;
@@ -422,11 +272,7 @@ fn stays() -> Outcome {
     check_zeros(mapping.words(inside + PAGE, 512 * MIB - inside - PAGE))?;
     drop(mapping);
     // The scrub has not touched it: its word is still there when it comes back without the test's zeros.
-    check_eq!(
-        pages_of(&poison::known()?),
-        [physical],
-        "known after a scrub"
-    );
+    check_eq!(poison::known_pages()?, [physical], "known after a scrub");
     let mut control = crate::control::Control::inherited()?;
     let seen = control.request(&format!("hmp xp /1gx {physical:#x}"))?;
     say!("{}", seen.trim());
@@ -450,7 +296,7 @@ fn everywhere() -> Outcome {
     mapping.touch(HUGE);
     device.unbind()?;
     poison::add(region.start + 5 * PAGE)?;
-    check_eq!(pages_of(&poison::known()?), expected, "known");
+    check_eq!(poison::known_pages()?, expected, "known");
     drop((mapping, file));
     device.destroy()?;
     // While it is being scrubbed, every part of it.
@@ -463,27 +309,11 @@ fn everywhere() -> Outcome {
     }
     scrub::Progress::finish(&device)?;
     check_eq!(scrub::state(&device)?, "scrubbed", "state");
-    check_eq!(pages_of(&poison::known()?), expected, "known at the end");
+    check_eq!(poison::known_pages()?, expected, "known at the end");
     let mapping = Map::new(2 * GIB).file(&device.open()?)?;
     touch_one_lost(&mapping, 9 * PAGE)?;
     drop(mapping);
     device.destroy()
-}
-
-fn touch_one_lost(mapping: &Mapping, lost: u64) -> Outcome {
-    let address = mapping.address() + lost as usize;
-    check_eq!(
-        probe::read(address),
-        Err(failed_at(address)),
-        "a touch of it"
-    );
-    check_eq!(probe::read(address - 8).is_ok(), true, "a touch before it");
-    check_eq!(
-        probe::read(address + PAGE as usize).is_ok(),
-        true,
-        "a touch behind it"
-    );
-    Ok(())
 }
 
 fn cleared() -> Outcome {
@@ -539,7 +369,7 @@ fn flood() -> Outcome {
     let mut expected: Vec<u64> = (0..ERRORS).map(|index| physical(offset(index))).collect();
     expected.sort_unstable();
     check_eq!(
-        pages_of(&poison::known()?) == expected,
+        poison::known_pages()? == expected,
         true,
         "the list is exact"
     );
