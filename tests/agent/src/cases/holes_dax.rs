@@ -5,22 +5,27 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
 use crate::case::{errno, Case, Outcome};
 use crate::child::{Child, End};
+use crate::cmdline::patient;
 use crate::device::{driver_attribute, DAX_DMEM, DEVICE_DAX};
-use crate::kernel_log::KernelLog;
+use crate::kernel_log::{complaints, KernelLog};
 use crate::mapping::Map;
 use crate::pages::Census;
+use crate::poison::{self, Cleaned};
 use crate::region::{Region, GIB};
 use crate::spinner::Spinner;
-use crate::{check_eq, module, payload, say, sysfs};
+use crate::{check_eq, machine_check, module, payload, say, sysfs};
 
 use super::holes::{patched, space, Attempt, CRASH, HUGE, PAGE};
 use super::page_less;
 
 /// Maps memory as the kernel offers it to drivers.
 const PROBE: &str = "dmem_leaf_probe";
+/// Warns when it is to change a kernel mapping that does not exist.
+const WITHIN: &str = "__cpa_process_fault";
 
 pub const CASES: &[Case] = &[
     Case {
@@ -35,6 +40,15 @@ pub const CASES: &[Case] = &[
         run: zap_leaf,
         limit: 60,
         expects_log: &["bad pud"],
+        ..Case::DEFAULT
+    },
+    Case {
+        name: "hole-poison-unmapped",
+        shows: "a machine check in page-less memory: WARNING for want of a kernel mapping on the stock kernel, none with the patch",
+        machine: "intel",
+        run: poison_unmapped,
+        limit: 30,
+        expects_log: &["WARNING: arch/x86/mm/pat/set_memory.c", "Call Trace"],
         ..Case::DEFAULT
     },
     Case {
@@ -215,5 +229,28 @@ fn mapping_while_bound() -> Outcome {
         demanded,
         "errno with a driver, errno of a misaligned length, bytes of the device"
     );
+    Ok(())
+}
+
+fn poison_unmapped() -> Outcome {
+    let device = page_less(HUGE, &[(0, HUGE)])?;
+    let _cleaned = Cleaned;
+    let at = device.physical(3 * PAGE)?;
+    let mut log = KernelLog::open()?;
+    log.read_new();
+    machine_check::patrol(at)?;
+    poison::wait_known(&[at])?;
+    // What the kernel does next is the last thing that it does.
+    let deadline = Instant::now() + patient(Duration::from_secs(3));
+    let mut lines = Vec::new();
+    while Instant::now() < deadline && !lines.iter().any(|line: &String| line.contains(WITHIN)) {
+        std::thread::sleep(Duration::from_millis(20));
+        lines.extend(log.read_new());
+    }
+    let warned = lines.iter().any(|line| line.contains(WITHIN));
+    check_eq!(warned, !patched(), "a warning in {WITHIN}");
+    if patched() {
+        check_eq!(complaints(&lines, &[]), Vec::<&str>::new(), "complaints");
+    }
     Ok(())
 }
