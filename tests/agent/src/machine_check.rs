@@ -27,7 +27,7 @@ const IP_RESTARTS: u64 = 1 << 0;
 const IP_IS_OF_ERROR: u64 = 1 << 1;
 const IN_PROGRESS: u64 = 1 << 2;
 /// IA32_MCi_MISC: the address is physical, its lowest 12 bits are not known.
-const PAGE_OF_PHYSICAL: u64 = 2 << 6 | 12;
+const PAGE_OF_PHYSICAL: u64 = (2 << 6) | 12;
 
 /// What can be said of the instruction at which the processor was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -30,7 +30,7 @@ const FRAIL: Model = Model {
     ..TOLD
 };
 const BOOT: Duration = Duration::from_secs(120);
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 pub const CASES: &[Case] = &[
     Case {
