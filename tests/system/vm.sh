@@ -159,7 +159,8 @@ vm_reboot() {
 # vm_settled [LIMIT]: the boot is over and everything that should run does.
 vm_settled() {
 	local state
-	vm "${1:-300}" 'systemctl is-system-running --wait' && return
+	# udev's work is none of systemd's jobs, and /dev/kvm is part of it.
+	vm "${1:-300}" 'systemctl is-system-running --wait && udevadm settle --timeout=250' && return
 	state=$OUTPUT
 	vm 60 'systemctl --failed --no-legend --plain; journalctl --no-pager --boot --priority warning --lines 60' || true
 	fail "the system is $state: ${OUTPUT%%$'\n'*}"
