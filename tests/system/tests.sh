@@ -48,7 +48,7 @@ placement() {
 		device=$(basename "$(readlink -f "$link")")
 		dir=/sys/bus/dax/devices/$device
 		printf "%s" "${link##*/}"
-		for mapping in "$dir"/mapping*; do
+		for mapping in "$dir"/mapping[0-9]*; do
 			printf " %s-%s" "$(cat "$mapping/start")" "$(cat "$mapping/end")"
 		done
 		printf " %s\n" "$(basename "$(readlink "$dir/driver")")"
