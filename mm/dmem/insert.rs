@@ -144,7 +144,8 @@ impl FaultSite<'_> {
         }
     }
 
-    /// Fills a page table.
+    /// Fills a page table. A function of its own, whose loop has all registers for itself.
+    #[inline(never)]
     fn install_table(&self, at: Placement) -> Installed {
         if !self.ensure_table() {
             // A huge leaf came first (huge pages were allowed for the process between the two

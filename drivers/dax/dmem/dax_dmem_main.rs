@@ -5,8 +5,9 @@
 //! Wiring only. The way of a page fault: `ffi/vma.rs`, `fault.rs`, `mm/dmem/leaf.rs`,
 //! `mm/dmem/insert.rs`. The life of a device: `ffi/bus.rs`, `device.rs`, `registry.rs`. Between two
 //! tenants: `custody.rs`, `scrub.rs`. A memory error: `ffi/machine_check.rs`,
-//! `ffi/memory_failure.rs`, `poison.rs`, `loan.rs`. The way of an mmap: `ffi/char_device.rs`, `mmap.rs`,
-//! `mm/dmem/congruence.rs`. Of ptrace: `ffi/vma.rs`, `access.rs`.
+//! `ffi/memory_failure.rs`, `poison.rs`, `loan.rs`. The way of an mmap: `ffi/char_device.rs`,
+//! `mmap.rs`, `mm/dmem/congruence.rs`. Of ptrace: `ffi/vma.rs`, `access.rs`. What is counted:
+//! `stats.rs`, `ffi/leaves.rs`.
 
 use kernel::prelude::*;
 
@@ -24,6 +25,7 @@ mod mmap;
 mod poison;
 mod registry;
 mod scrub;
+mod stats;
 mod store;
 
 #[path = "../../../mm/dmem/insert.rs"]

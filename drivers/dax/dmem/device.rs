@@ -31,6 +31,7 @@ use crate::plan::{Checked, DevRange, PageOff, RangeMap};
 use crate::poison::Health;
 use crate::registry;
 use crate::scrub::{Policy, Prepared, Scrub};
+use crate::stats::Stats;
 
 /// State of one binding, shared by the binding itself, the registry and every open file.
 #[pin_data]
@@ -55,6 +56,8 @@ pub(crate) struct Device {
     live: Atomic<bool>,
     /// What it knows of poison in its ranges.
     health: Health,
+    /// What it counts.
+    stats: Stats,
     /// Open files; changed under the registry's mutex only.
     openers: Atomic<u32>,
     /// Held while a 1 GiB leaf is installed, and while leaves are removed from mappings in which
@@ -144,6 +147,11 @@ impl Device {
     /// What it knows of poison in its ranges.
     pub(crate) fn health(&self) -> &Health {
         &self.health
+    }
+
+    /// What it counts.
+    pub(crate) fn stats(&self) -> &Stats {
+        &self.stats
     }
 
     /// Number of open files.
@@ -304,6 +312,7 @@ fn claim(
             opened: Atomic::new(false),
             live: Atomic::new(true),
             health: Health::unknown(),
+            stats: Stats::none(),
             openers: Atomic::new(0),
             giants <- new_mutex!((), "Device::giants"),
         }),

@@ -31,6 +31,14 @@ pub(crate) enum Answer {
 /// The kernel begins with 1 GiB, so that the largest leaf the addresses allow is what remains. A
 /// fault for 4 KiB fills the 2 MiB around it. No leaf leads to poison.
 pub(crate) fn fault(device: &Device, site: &FaultSite<'_>, leaf: Leaf) -> Answer {
+    let answer = resolve(device, site, leaf);
+    device.stats().count_fault(leaf, &answer);
+    answer
+}
+
+/// Does what [`fault`] says.
+#[inline]
+fn resolve(device: &Device, site: &FaultSite<'_>, leaf: Leaf) -> Answer {
     let _section = Section::enter();
     if !device.is_live() {
         return Answer::Sigbus;

@@ -11,6 +11,7 @@
 #include <linux/pgtable.h>
 #include <linux/printk.h>
 #include <linux/range.h>
+#include <linux/rbtree.h>
 #include <linux/sched.h>
 #include <linux/sizes.h>
 #include <linux/string.h>
@@ -161,6 +162,20 @@ pud_t *dmem_pud_of(struct mm_struct *mm, unsigned long addr)
 	return pud_offset(p4d, addr);
 }
 
+/*
+ * The entry for @addr in the table that an entry led to when it was read: it
+ * may lead elsewhere by now.
+ */
+pmd_t *dmem_pmd_in(pud_t table, unsigned long addr)
+{
+	return pmd_offset(&table, addr);
+}
+
+pte_t *dmem_pte_in(pmd_t table, unsigned long addr)
+{
+	return pte_offset_kernel(&table, addr);
+}
+
 bool dmem_desc_is_shared(const struct vm_area_desc *desc)
 {
 	return vma_flags_test_any(&desc->vma_flags, VMA_MAYSHARE_BIT);
@@ -190,6 +205,32 @@ bool dmem_vma_is_moving(const struct vm_area_struct *vma)
 		return false;
 	there = find_vma(current->mm, vma->vm_start);
 	return !there || there->vm_start > vma->vm_start;
+}
+
+void dmem_lock_vmas(struct address_space *mapping)
+{
+	i_mmap_lock_read(mapping);
+}
+
+void dmem_unlock_vmas(struct address_space *mapping)
+{
+	i_mmap_unlock_read(mapping);
+}
+
+/*
+ * Every VMA of the mapping, in some order: mm's own walks of this tree are not
+ * exported.
+ */
+struct vm_area_struct *dmem_first_vma(struct address_space *mapping)
+{
+	return rb_entry_safe(rb_first_cached(&mapping->i_mmap),
+			     struct vm_area_struct, shared.rb);
+}
+
+struct vm_area_struct *dmem_next_vma(struct vm_area_struct *vma)
+{
+	return rb_entry_safe(rb_next(&vma->shared.rb), struct vm_area_struct,
+			     shared.rb);
 }
 
 void dmem_file_set_mapping(struct file *file, struct inode *inode)

@@ -42,12 +42,18 @@ void dmem_set_pte(struct vm_area_struct *vma, unsigned long addr, pte_t *ptep,
 void dmem_populate_pmd(struct mm_struct *mm, pmd_t *pmd, pgtable_t table);
 pte_t *dmem_pte_of(pmd_t *pmd, unsigned long addr);
 pud_t *dmem_pud_of(struct mm_struct *mm, unsigned long addr);
+pmd_t *dmem_pmd_in(pud_t table, unsigned long addr);
+pte_t *dmem_pte_in(pmd_t table, unsigned long addr);
 
 /* VMAs and mmap descriptors. */
 bool dmem_desc_is_shared(const struct vm_area_desc *desc);
 void dmem_desc_set_pageless(struct vm_area_desc *desc);
 void dmem_vma_start_write(struct vm_area_struct *vma);
 bool dmem_vma_is_moving(const struct vm_area_struct *vma);
+void dmem_lock_vmas(struct address_space *mapping);
+void dmem_unlock_vmas(struct address_space *mapping);
+struct vm_area_struct *dmem_first_vma(struct address_space *mapping);
+struct vm_area_struct *dmem_next_vma(struct vm_area_struct *vma);
 
 /* Files. */
 void dmem_file_set_mapping(struct file *file, struct inode *inode);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! mmap of a page-less device: what is refused, and which address is chosen.
+//! mmap of a page-less device: what is refused, which address is chosen, and that it is counted.
 //!
-//! Called under the mmap write lock of the caller; takes the dax core's SRCU section only.
+//! Called under the mmap write lock of the caller, or at the end of a process; takes the dax core's
+//! SRCU section only.
 
 use kernel::str::CStr;
 
@@ -39,6 +40,17 @@ fn objection(device: &Device, request: &Request<'_>) -> Option<&'static CStr> {
         Some(end) if end.raw() <= device.map().pages() => None,
         _ => Some(c"it reaches beyond the end of the device"),
     }
+}
+
+/// A VMA has come to be: by an mmap that was accepted, or as a copy of another one for a child, by a
+/// split or to move to.
+pub(crate) fn begun(device: &Device) {
+    device.stats().add_mapping();
+}
+
+/// A VMA is going: by munmap, a move or the end of the process.
+pub(crate) fn ended(device: &Device) {
+    device.stats().drop_mapping();
 }
 
 /// A mapping that looks for an address.

@@ -23,6 +23,14 @@ use crate::plan::Extent;
 use crate::poison;
 use crate::registry;
 
+/// Bytes that were overwritten by all scrubs.
+static CLEARED: Atomic<u64> = Atomic::new(0);
+
+/// Bytes that were overwritten since the module was loaded.
+pub(crate) fn cleared() -> u64 {
+    CLEARED.load(Relaxed)
+}
+
 /// When a device's memory is scrubbed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Policy {
@@ -200,6 +208,7 @@ fn clear(step: Extent) -> Result {
     let mut left = Some(step);
     while let Some(sound) = left.as_ref().and_then(poison::first_sound) {
         KernelMap::new(&sound)?.clear();
+        CLEARED.add(sound.len, Relaxed);
         left = sound
             .end()
             .zip(step.end())

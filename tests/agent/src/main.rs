@@ -11,6 +11,7 @@ mod child;
 mod cmdline;
 mod command;
 mod control;
+mod counters;
 mod device;
 mod early;
 mod fuzz;

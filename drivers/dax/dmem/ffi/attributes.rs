@@ -8,11 +8,16 @@
 //! - `scrubbing`: see [`Scrubbing`];
 //! - `clean`: see [`Clean`];
 //! - `poison`: see `poison_file.rs`;
-//! - `scrub_policy`: see [`Policies`]; `daxX.Y POLICY` sets the one for that device's next bind.
+//! - `scrub_policy`: see [`Policies`]; `daxX.Y POLICY` sets the one for that device's next bind;
+//! - `scrubbed`: bytes overwritten since the module was loaded.
 //!
 //! Of each bound device, in `/sys/bus/dax/devices/daxX.Y/dax_dmem/`:
 //!
+//! - `state`: one word for what it is doing, see [`stats::state`];
 //! - `openers`: number of open files;
+//! - `mappings`: number of VMAs, in all processes;
+//! - `leaves`: page-table entries that map it, see [`Leaves`];
+//! - `faults`: page faults, see [`Stats`](stats::Stats);
 //! - `scrub_policy`: what is done at release, to be changed at any time;
 //! - `scrub_state`: see [`Cleanness`](crate::device::Cleanness);
 //! - `scrub_progress`: `DONE TOTAL` bytes of what bind found to be scrubbed;
@@ -30,9 +35,11 @@ use kernel::str::{CString, Formatter};
 use kernel::sync::Arc;
 
 use crate::registry::{self, Clean, Policies, Quarantine, Scrubbing};
-use crate::scrub::{Policy, Progress, Scrub};
+use crate::scrub::{self, Policy, Progress, Scrub};
+use crate::stats;
 
 use super::bus::binding_of;
+use super::leaves::Leaves;
 use super::{badblocks_file, poison_file, raw, Table};
 
 /// Attributes of the driver.
@@ -52,11 +59,12 @@ static DRIVER_GROUP: Table<raw::attribute_group> = group(
     addr_of!(DRIVER_ATTRIBUTES.0).cast(),
     poison_file::files(),
 );
-static DRIVER_ATTRIBUTES: Table<[*const raw::attribute; 5]> = Table([
+static DRIVER_ATTRIBUTES: Table<[*const raw::attribute; 6]> = Table([
     addr_of!(QUARANTINE.0.attr),
     addr_of!(SCRUBBING.0.attr),
     addr_of!(CLEAN.0.attr),
     addr_of!(NEXT_POLICY.0.attr),
+    addr_of!(SCRUBBED.0.attr),
     null(),
 ]);
 
@@ -67,11 +75,15 @@ static DEVICE_GROUP: Table<raw::attribute_group> = group(
     addr_of!(DEVICE_ATTRIBUTES.0).cast(),
     badblocks_file::device_files(),
 );
-static DEVICE_ATTRIBUTES: Table<[*const raw::attribute; 5]> = Table([
+static DEVICE_ATTRIBUTES: Table<[*const raw::attribute; 9]> = Table([
     addr_of!(OPENERS.0.attr),
     addr_of!(POLICY.0.attr),
     addr_of!(STATE.0.attr),
     addr_of!(PROGRESS.0.attr),
+    addr_of!(DOING.0.attr),
+    addr_of!(MAPPINGS.0.attr),
+    addr_of!(LEAVES.0.attr),
+    addr_of!(FAULTS.0.attr),
     null(),
 ]);
 
@@ -88,12 +100,19 @@ static NEXT_POLICY: Table<raw::driver_attribute> = of_driver(
     Some(store_next_policy),
 );
 
+static SCRUBBED: Table<raw::driver_attribute> = of_driver(c"scrubbed", 0o444, show_scrubbed, None);
+
 static OPENERS: Table<raw::device_attribute> = of_device(c"openers", 0o444, show_openers, None);
 static POLICY: Table<raw::device_attribute> =
     of_device(c"scrub_policy", 0o644, show_policy, Some(store_policy));
 static STATE: Table<raw::device_attribute> = of_device(c"scrub_state", 0o444, show_state, None);
 static PROGRESS: Table<raw::device_attribute> =
     of_device(c"scrub_progress", 0o444, show_progress, None);
+static DOING: Table<raw::device_attribute> = of_device(c"state", 0o444, show_doing, None);
+static MAPPINGS: Table<raw::device_attribute> = of_device(c"mappings", 0o444, show_mappings, None);
+// To count takes time, and locks: root's.
+static LEAVES: Table<raw::device_attribute> = of_device(c"leaves", 0o400, show_leaves, None);
+static FAULTS: Table<raw::device_attribute> = of_device(c"faults", 0o444, show_faults, None);
 
 type ShowDriver = unsafe extern "C" fn(*mut raw::device_driver, *mut c_char) -> isize;
 type StoreDriver = unsafe extern "C" fn(*mut raw::device_driver, *const c_char, usize) -> isize;
@@ -181,9 +200,10 @@ show_driver! {
     show_scrubbing => Scrubbing;
     show_clean => Clean;
     show_next_policies => Policies;
+    show_scrubbed => Line(scrub::cleared());
 }
 
-/// Defines a show function of a bound device: `NAME(DEVICE) => TEXT`, a line without its end.
+/// Defines a show function of a bound device: `NAME(DEVICE) => TEXT`.
 macro_rules! show_device {
     ($($name:ident($device:ident) => $text:expr;)*) => {$(
         /// # Safety
@@ -198,16 +218,29 @@ macro_rules! show_device {
             // SAFETY: By the safety requirement.
             let $device = unsafe { binding_of(device) }.device();
             // SAFETY: As above.
-            unsafe { show(buf, fmt!("{}\n", $text)) }
+            unsafe { show(buf, fmt!("{}", $text)) }
         }
     )*};
 }
 
 show_device! {
-    show_openers(device) => device.openers();
-    show_policy(device) => device.policy().name();
-    show_state(device) => device.cleanness().name();
-    show_progress(device) => ShownProgress(device.scrub());
+    show_openers(device) => Line(device.openers());
+    show_policy(device) => Line(device.policy().name());
+    show_state(device) => Line(device.cleanness().name());
+    show_progress(device) => Line(ShownProgress(device.scrub()));
+    show_doing(device) => Line(stats::state(device));
+    show_mappings(device) => Line(device.stats().mappings());
+    show_leaves(device) => Leaves::of(device);
+    show_faults(device) => device.stats();
+}
+
+/// A text of one line, to which the end is still missing.
+struct Line<T>(T);
+
+impl<T: fmt::Display> fmt::Display for Line<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_fmt(fmt!("{}\n", self.0))
+    }
 }
 
 /// `DONE TOTAL`; zeros where there is no scrub.

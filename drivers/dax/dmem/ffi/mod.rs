@@ -15,6 +15,7 @@ pub(crate) mod globals;
 pub(crate) mod inode;
 pub(crate) mod kernel_map;
 pub(crate) mod layout;
+pub(crate) mod leaves;
 pub(crate) mod liveness;
 pub(crate) mod machine_check;
 pub(crate) mod memory_failure;

@@ -19,6 +19,7 @@ use crate::access;
 use crate::device::Device;
 use crate::fault::{self, Answer};
 use crate::insert::FaultSite;
+use crate::mmap;
 use crate::plan::{Leaf, PageOff, VirtAddr, Window};
 
 use super::kernel_map::KernelMap;
@@ -248,7 +249,9 @@ static OPERATIONS: Table<raw::vm_operations_struct> = Table(raw::vm_operations_s
     fault: Some(fault),
     huge_fault: Some(huge_fault),
     may_split: Some(may_split),
+    mapped: Some(mapped),
     open: Some(open),
+    close: Some(close),
     access: Some(access),
     ..pin_init::zeroed()
 });
@@ -315,7 +318,37 @@ unsafe extern "C" fn may_split(vma: *mut raw::vm_area_struct, addr: usize) -> c_
     0
 }
 
-/// Called for a VMA that was copied. Goes on to [`fault::before_move`].
+/// Called for a VMA that mmap has made. Goes on to [`mmap::begun`].
+///
+/// # Safety
+///
+/// `file` must have been opened by this driver.
+unsafe extern "C" fn mapped(
+    _start: usize,
+    _end: usize,
+    _pgoff: usize,
+    file: *const raw::file,
+    _private: *mut *mut c_void,
+) -> c_int {
+    // SAFETY: By the safety requirement.
+    mmap::begun(unsafe { device_of(file) });
+    0
+}
+
+/// Called once for each VMA that `mapped` or `open` was called for, when no leaf is left in it. Goes
+/// on to [`mmap::ended`].
+///
+/// # Safety
+///
+/// `vma` must be a valid VMA of this driver.
+unsafe extern "C" fn close(vma: *mut raw::vm_area_struct) {
+    if let Some(vma) = NonNull::new(vma) {
+        // SAFETY: By the safety requirement; the file goes after this.
+        mmap::ended(unsafe { device_of(vma.as_ref().vm_file) });
+    }
+}
+
+/// Called for a VMA that was copied. Goes on to [`fault::before_move`] and [`mmap::begun`].
 ///
 /// # Safety
 ///
@@ -327,6 +360,7 @@ unsafe extern "C" fn open(vma: *mut raw::vm_area_struct) {
         let device = unsafe { device_of(vma.as_ref().vm_file) };
         // INVARIANT: As above.
         fault::before_move(device, &Copied(vma, PhantomData));
+        mmap::begun(device);
     }
 }
 

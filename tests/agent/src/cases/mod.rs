@@ -5,6 +5,8 @@ mod access;
 mod boot;
 mod contents;
 mod cost;
+mod cost_fault;
+mod counters;
 mod daxctl;
 mod debug_kernel;
 mod demo;
@@ -71,6 +73,8 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         access::CASES,
         daxctl::CASES,
         cost::CASES,
+        cost_fault::CASES,
+        counters::CASES,
         nested::CASES,
         guest::CASES,
         guest_errors::CASES,
