@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * What bindgen reads to make bindings_generated.rs: the dax bus's private
- * interface and this driver's C helpers.
+ * interface, this driver's C helpers and tracepoints.
  */
 #include "helpers.h"
 
@@ -10,6 +10,8 @@
 #include <linux/fs.h>
 #include <linux/mman.h>
 #include <linux/range.h>
+
+#include <trace/events/dax_dmem.h>
 
 #include "dax-private.h"
 #include "bus.h"

@@ -27,6 +27,7 @@ use crate::ffi::dev_dax::DevDax;
 use crate::ffi::inode::DaxInode;
 use crate::ffi::memory_failure::Registered;
 use crate::ffi::reservation::{first_page_struct, Reservation};
+use crate::ffi::trace;
 use crate::plan::{Checked, DevRange, PageOff, RangeMap};
 use crate::poison::Health;
 use crate::registry;
@@ -243,6 +244,7 @@ fn withdraw(device: Arc<Device>, node: Option<CharDevice>, dev_dax: &DevDax<'_>)
         scrub.stop();
     }
     dev_dax.kill(device.inode());
+    trace::unbind(&device);
     registry::release_retired(device);
 }
 
@@ -255,6 +257,15 @@ fn withdraw(device: Arc<Device>, node: Option<CharDevice>, dev_dax: &DevDax<'_>)
 /// has changed then, but that the policy set for this bind is used up, and that a scrub of these
 /// ranges may have been broken off.
 pub(crate) fn bind(dev_dax: &DevDax<'_>) -> Result<Binding, Error> {
+    let outcome = try_bind(dev_dax);
+    let seen = outcome.as_ref().map(Binding::device);
+    let errno = |error: &Error| error.errno().to_errno();
+    trace::bind(dev_dax.name(), seen.map_err(errno));
+    outcome
+}
+
+/// Does what [`bind`] says.
+fn try_bind(dev_dax: &DevDax<'_>) -> Result<Binding, Error> {
     let policy = registry::take_policy(dev_dax.name()).unwrap_or(Policy::Release);
     let inode = dev_dax.inode();
     if inode.is_open_elsewhere() {

@@ -39,7 +39,7 @@ pub(crate) enum Error {
 
 impl Error {
     /// What the system call returns.
-    fn errno(&self) -> kernel::error::Error {
+    pub(crate) fn errno(&self) -> kernel::error::Error {
         match self {
             Self::BadRanges(_) | Self::HasPages { .. } | Self::MapRefused => EINVAL,
             Self::Quarantined { .. } | Self::OpenElsewhere | Self::RangeTaken { .. } => EBUSY,

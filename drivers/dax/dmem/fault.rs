@@ -8,6 +8,7 @@
 
 use crate::device::Device;
 use crate::ffi::liveness::Section;
+use crate::ffi::trace;
 use crate::ffi::vma::{Copied, Splitting};
 use crate::insert::{FaultSite, Installed};
 use crate::loan;
@@ -33,6 +34,7 @@ pub(crate) enum Answer {
 pub(crate) fn fault(device: &Device, site: &FaultSite<'_>, leaf: Leaf) -> Answer {
     let answer = resolve(device, site, leaf);
     device.stats().count_fault(leaf, &answer);
+    trace::fault(device, site, leaf, &answer);
     answer
 }
 

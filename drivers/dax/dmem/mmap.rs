@@ -10,8 +10,9 @@ use kernel::str::CStr;
 use crate::device::Device;
 use crate::error::Error;
 use crate::ffi::liveness::Section;
+use crate::ffi::trace;
 use crate::ffi::vma::Request;
-use crate::plan::{congruence, PageOff, PAGE_SIZE};
+use crate::plan::{congruence, PageOff, Window, PAGE_SIZE};
 
 /// Accepts a shared mapping that lies inside the device, at any page of it.
 ///
@@ -44,13 +45,19 @@ fn objection(device: &Device, request: &Request<'_>) -> Option<&'static CStr> {
 
 /// A VMA has come to be: by an mmap that was accepted, or as a copy of another one for a child, by a
 /// split or to move to.
-pub(crate) fn begun(device: &Device) {
+pub(crate) fn begun(device: &Device, window: Option<&Window>) {
     device.stats().add_mapping();
+    if let Some(window) = window {
+        trace::map(device, window);
+    }
 }
 
 /// A VMA is going: by munmap, a move or the end of the process.
-pub(crate) fn ended(device: &Device) {
+pub(crate) fn ended(device: &Device, window: Option<&Window>) {
     device.stats().drop_mapping();
+    if let Some(window) = window {
+        trace::unmap(device, window);
+    }
 }
 
 /// A mapping that looks for an address.

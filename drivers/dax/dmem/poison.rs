@@ -31,6 +31,7 @@ use crate::ffi::globals::{LEDGER, NEWS, SETTLING};
 use crate::ffi::kernel_map::KernelMap;
 use crate::ffi::poison_file::announce;
 use crate::ffi::smp_mb;
+use crate::ffi::trace;
 use crate::ffi::workqueue::WorkQueue;
 use crate::plan::{Extent, ExtentSet, Leaf, PhysAddr, Placement, VirtAddr, PAGE_SIZE};
 use crate::registry;
@@ -201,6 +202,7 @@ pub(crate) fn settle() {
         };
         unmap(page);
         if !known {
+            trace::poison(page, false);
             announce(page);
         }
     }
@@ -354,6 +356,7 @@ pub(crate) fn clear(at: PhysAddr) -> Result {
         return Err(EIO);
     }
     LEDGER.lock().pages.remove(&page);
+    trace::poison(page.start, true);
     Ok(())
 }
 

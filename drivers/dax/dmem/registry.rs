@@ -19,6 +19,7 @@ use crate::custody::{extents_of, Custody};
 use crate::device::{Cleanness, Device};
 use crate::error::Error;
 use crate::ffi::globals::{BOOK, TURN};
+use crate::ffi::trace;
 use crate::ffi::workqueue::WorkQueue;
 use crate::plan::{Extent, PhysAddr, RangeMap};
 use crate::scrub::{Policy, Prepared, Scrub};
@@ -108,6 +109,9 @@ pub(crate) fn retire(device: &Device) {
 pub(crate) fn release_retired(device: Arc<Device>) {
     let mut book = BOOK.lock();
     let over = device.is_over();
+    if !over {
+        trace::quarantine(&device);
+    }
     let freed = book.give_up_if_over(&device);
     drop(book);
     drop(freed);
@@ -155,6 +159,7 @@ pub(crate) fn close(device: Arc<Device>) {
     let freed = book.give_up_if_over(&device);
     drop(book);
     if freed.is_some() {
+        trace::quarantine(&device);
         pr_info!("{}: last user is gone, quarantine ends\n", device.name());
     }
 }

@@ -18,6 +18,7 @@ use kernel::{new_condvar, new_mutex, new_work};
 use crate::error::Error;
 use crate::ffi::kernel_map::KernelMap;
 use crate::ffi::task;
+use crate::ffi::trace::{self, Scrubbing};
 use crate::ffi::workqueue::WorkQueue;
 use crate::plan::Extent;
 use crate::poison;
@@ -180,18 +181,23 @@ impl Scrub {
 
     /// One worker's life.
     fn work_on(&self, part: &Part) {
+        trace::scrub(&part.extent, part.done(), Scrubbing::Begun);
+        let mut state = Scrubbing::Stopped;
         while !self.stop.load(Relaxed) {
             let done = part.done();
             let Some(step) = part.extent.step(done) else {
+                state = Scrubbing::Done;
                 break;
             };
             if clear(step).is_err() {
+                state = Scrubbing::Failed;
                 self.failed.store(true, Relaxed);
                 break;
             }
             part.done.store(done.saturating_add(step.len), Relaxed);
             task::yield_if_due();
         }
+        trace::scrub(&part.extent, part.done(), state);
         let mut running = self.running.lock();
         *running -= 1;
         let last = *running == 0;

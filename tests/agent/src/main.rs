@@ -37,6 +37,7 @@ mod spinner;
 mod supervisor;
 mod sysfs;
 mod tracee;
+mod tracing;
 mod vfio;
 mod vmm;
 mod witness;

@@ -25,6 +25,7 @@ pub(crate) mod region;
 pub(crate) mod reservation;
 pub(crate) mod stand_in;
 pub(crate) mod task;
+pub(crate) mod trace;
 pub(crate) mod vma;
 pub(crate) mod workqueue;
 

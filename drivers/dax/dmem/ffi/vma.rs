@@ -324,14 +324,19 @@ unsafe extern "C" fn may_split(vma: *mut raw::vm_area_struct, addr: usize) -> c_
 ///
 /// `file` must have been opened by this driver.
 unsafe extern "C" fn mapped(
-    _start: usize,
-    _end: usize,
-    _pgoff: usize,
+    start: usize,
+    end: usize,
+    pgoff: usize,
     file: *const raw::file,
     _private: *mut *mut c_void,
 ) -> c_int {
+    let window = Window::new(
+        VirtAddr::from_raw(from_ulong(start)),
+        VirtAddr::from_raw(from_ulong(end)),
+        PageOff::from_raw(from_ulong(pgoff)),
+    );
     // SAFETY: By the safety requirement.
-    mmap::begun(unsafe { device_of(file) });
+    mmap::begun(unsafe { device_of(file) }, window.as_ref());
     0
 }
 
@@ -343,8 +348,11 @@ unsafe extern "C" fn mapped(
 /// `vma` must be a valid VMA of this driver.
 unsafe extern "C" fn close(vma: *mut raw::vm_area_struct) {
     if let Some(vma) = NonNull::new(vma) {
-        // SAFETY: By the safety requirement; the file goes after this.
-        mmap::ended(unsafe { device_of(vma.as_ref().vm_file) });
+        // SAFETY: By the safety requirement; the file goes after this, and nobody changes the bounds
+        // of a VMA that is no longer in its mm.
+        let (device, window) =
+            unsafe { (device_of(vma.as_ref().vm_file), window_of(vma.as_ptr())) };
+        mmap::ended(device, window.as_ref());
     }
 }
 
@@ -359,8 +367,9 @@ unsafe extern "C" fn open(vma: *mut raw::vm_area_struct) {
         // file.
         let device = unsafe { device_of(vma.as_ref().vm_file) };
         // INVARIANT: As above.
-        fault::before_move(device, &Copied(vma, PhantomData));
-        mmap::begun(device);
+        let vma = Copied(vma, PhantomData);
+        fault::before_move(device, &vma);
+        mmap::begun(device, vma.window().as_ref());
     }
 }
 

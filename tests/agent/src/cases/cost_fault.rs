@@ -7,15 +7,16 @@ use crate::case::{Case, Outcome};
 use crate::device::Device;
 use crate::mapping::Map;
 use crate::region::{GIB, KIB, MIB};
+use crate::tracing::Tracing;
 use crate::{check, say};
 
 use super::page_less;
 
 pub const CASES: &[Case] = &[Case {
     name: "cost-fault",
-    shows: "a fault takes no more instructions than it did, counters included, at each leaf size",
+    shows: "a fault takes no more instructions than it did, with counters, and with tracepoints that are off",
     machine: "icount",
-    limit: 60,
+    limit: 120,
     run: cost,
     ..Case::DEFAULT
 }];
@@ -81,11 +82,24 @@ fn cheapest(
 
 fn cost() -> Outcome {
     let device = page_less(4 * KIB, &[(0, SIZE)])?;
-    let cost = Cost::measure(&device)?;
-    say!("a fault takes {cost:?} instructions");
+    let off = Cost::measure(&device)?;
+    let tracing = Tracing::start("dax_dmem_fault")?;
+    let on = Cost::measure(&device)?;
+    drop(tracing);
+    let again = Cost::measure(&device)?;
+    say!("a fault takes {off:?} instructions");
+    say!("while it is traced it takes {on:?}, afterwards {again:?}");
     check!(
-        cost.giant <= MOST.giant && cost.huge <= MOST.huge && cost.small <= MOST.small,
-        "a fault takes {cost:?} instructions, {MOST:?} at most are expected"
+        off.giant <= MOST.giant && off.huge <= MOST.huge && off.small <= MOST.small,
+        "a fault takes {off:?} instructions, {MOST:?} at most are expected"
+    );
+    check!(
+        again.giant.abs_diff(off.giant) <= 2 && again.huge.abs_diff(off.huge) <= 2,
+        "a fault that was traced takes {again:?} afterwards, {off:?} before"
+    );
+    check!(
+        on.giant > off.giant + 50 && on.huge > off.huge + 50,
+        "a fault that is traced takes {on:?} instructions only: is the measurement right?"
     );
     Ok(())
 }

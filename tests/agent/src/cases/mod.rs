@@ -46,6 +46,7 @@ mod tool_scrub;
 mod tool_sessions;
 mod tool_tracer;
 mod tool_verbs;
+mod tracing;
 
 use crate::case::{Case, Outcome};
 use crate::device::{Device, DAX_DMEM};
@@ -75,6 +76,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         cost::CASES,
         cost_fault::CASES,
         counters::CASES,
+        tracing::CASES,
         nested::CASES,
         guest::CASES,
         guest_errors::CASES,
