@@ -410,6 +410,11 @@ impl Leaves {
             .fold(Leaves::default(), add)
     }
 
+    /// Of a piece of memory, wherever it comes to be in a device.
+    pub fn in_memory(range: Range) -> Leaves {
+        Leaves::of(range, range.start)
+    }
+
     fn of(range: Range, offset: u64) -> Leaves {
         let end = range.start.saturating_add(range.len);
         // A leaf lies as a whole in the range, and at equal places in memory and in the device.

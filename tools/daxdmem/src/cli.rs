@@ -22,7 +22,7 @@ use crate::size::Size;
 use layout::{ApplyArgs, SaveArgs, APPLY_EXAMPLES};
 pub use libvirt::{LibvirtSetupArgs, LibvirtXmlArgs};
 pub use shell::{CompletionArgs, ManArgs};
-pub use verbs::{ModeArgs, RenameArgs, ResizeArgs, ShowArgs, StatsArgs};
+pub use verbs::{ModeArgs, RenameArgs, ResizeArgs, ShowArgs, StatsArgs, TopArgs};
 
 /// Guest memory without struct page: cuts reserved memory into devices, one for each guest.
 ///
@@ -74,10 +74,15 @@ pub enum Command {
     ///
     /// Everybody may look. Physical addresses, and programs of other users, are shown to root only.
     Show(ShowArgs),
-    /// Show how much memory guests have, and what it saves
+    /// Show how much memory guests have, who maps it, and what it saves
     ///
-    /// What is saved is the kernel's own memory for the same bytes in the other ways to give a guest its memory.
+    /// What is saved is the kernel's own memory for the same bytes in the other ways to give a guest its memory. Leaves,
+    /// failed pages and the processes of others are shown to root only.
     Stats(StatsArgs),
+    /// Watch guests' memory: state, mappings, page faults, and who maps it
+    ///
+    /// Looks again every two seconds, until q or Ctrl-C.
+    Top(TopArgs),
     /// Show regions and devices
     ///
     /// Everybody may look. Physical addresses, and what follows from them, are shown to root only.

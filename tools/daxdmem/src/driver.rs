@@ -77,7 +77,8 @@ impl Driver {
     /// Its name, and its module's.
     pub const NAME: &'static str = "dax_dmem";
 
-    fn attribute(name: &str) -> PathBuf {
+    /// An attribute of it in sysfs.
+    pub fn attribute(name: &str) -> PathBuf {
         attribute_of(Self::NAME, name)
     }
 

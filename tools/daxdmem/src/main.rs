@@ -14,6 +14,7 @@ mod bus;
 mod change;
 mod check;
 mod cli;
+mod counters;
 #[allow(unsafe_code)]
 mod daxctl;
 mod driver;
@@ -31,6 +32,7 @@ mod lend;
 mod libvirt;
 mod link;
 mod making;
+mod mappers;
 mod mode;
 mod name;
 mod nodes;
@@ -38,6 +40,7 @@ mod poison;
 mod repair;
 mod report;
 mod reserve;
+mod screen;
 mod scrub;
 mod settings;
 mod size;
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         Command::Save(args) => verb::save::run(args, &links),
         Command::Show(args) => verb::show::run(args, &links),
         Command::Stats(args) => verb::stats::run(args, &links),
+        Command::Top(args) => verb::top::run(args, &links),
         Command::Rename(args) => verb::rename::run(args, &links),
         Command::Resize(args) => verb::resize::run(args, &links),
         Command::Mode(args) => verb::mode::run(args, &links),

@@ -50,6 +50,8 @@ pub struct RegionLine {
     pub start: Option<u64>,
     /// Bytes that neither a device nor quarantine has, and that nobody gets because of poison, where that is known.
     pub lost: Option<u64>,
+    /// Pages in it that failed, whoever has them, where that is known.
+    pub poison: Option<Pages>,
     /// Bytes of the free pieces that are known to be zero, where that is known.
     pub clean: Option<u64>,
     /// Bytes of the free pieces that are being scrubbed, where that is known.
@@ -121,6 +123,11 @@ impl Report {
                 scrubbing: of_free(running.as_deref()),
                 free,
                 lost: lost.filter(|_| unowned.poison.is_some()),
+                poison: unowned
+                    .poison
+                    .as_ref()
+                    .zip(whole)
+                    .map(|(poison, whole)| poison.within(&[whole])),
                 start: whole.map(|whole| whole.start),
             }
         };
@@ -156,7 +163,7 @@ impl Report {
 }
 
 /// Number of bytes that both have; the pieces of each are apart from each other.
-fn common(these: &[Range], those: &[Range]) -> u64 {
+pub(crate) fn common(these: &[Range], those: &[Range]) -> u64 {
     let pairs = these
         .iter()
         .flat_map(|this| those.iter().map(move |that| (this, that)));

@@ -38,6 +38,7 @@ pub mod save;
 pub mod set;
 pub mod show;
 pub mod stats;
+pub mod top;
 pub mod unbind;
 
 /// Whether the caller is root.

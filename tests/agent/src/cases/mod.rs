@@ -44,6 +44,7 @@ mod tool_resize;
 mod tool_scale;
 mod tool_scrub;
 mod tool_sessions;
+mod tool_stats;
 mod tool_tracer;
 mod tool_verbs;
 mod tracing;
@@ -94,6 +95,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         tool_check::CASES,
         tool_reserve::CASES,
         tool_resize::CASES,
+        tool_stats::CASES,
         tool_mode::CASES,
         tool_scale::CASES,
         tool_poison::CASES,

@@ -2,6 +2,7 @@
 
 //! The command line of the verbs that look at one guest's device, and change what is there.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -95,4 +96,28 @@ pub struct StatsArgs {
     /// Print JSON, in the form that Documentation/daxdmem-json.md describes
     #[arg(long)]
     pub json: bool,
+    /// Print Prometheus' text format, as node_exporter's textfile collector reads it
+    #[arg(long, conflicts_with = "json")]
+    pub prometheus: bool,
+    /// Write it to a file, which is replaced as a whole: a reader sees the last figures or these
+    #[arg(long, value_name = "FILE", requires = "prometheus")]
+    pub output: Option<PathBuf>,
+}
+
+/// See [`super::Command::Top`].
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    /// Look again after so many seconds
+    #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = clap::value_parser!(u32).range(1..=3600))]
+    interval: u32,
+    /// Show it once, as text: so it is, too, where there is no terminal
+    #[arg(long)]
+    pub once: bool,
+}
+
+impl TopArgs {
+    /// Time between two looks.
+    pub fn interval(&self) -> Duration {
+        Duration::from_secs(self.interval.into())
+    }
 }
