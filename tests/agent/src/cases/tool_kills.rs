@@ -349,7 +349,12 @@ fn unbind_bind() -> Outcome {
     check_not_rebound(&region, &device)?;
     for words in ["", &format!(" --scrub never --owner {STRANGER} --mode 660")] {
         let mut begun = false;
-        at_every_step(&format!("bind vm1{words}"), unbind, || {
+        // Each time from the same settings, so that each run has the same steps.
+        let prepare = || {
+            done("set vm1 --scrub release --owner 0:0 --mode 600")?;
+            unbind()
+        };
+        at_every_step(&format!("bind vm1{words}"), prepare, || {
             let end = keeps()?;
             begun = begun || end == "bound";
             if end == "unbound" {
