@@ -362,9 +362,12 @@ test_purge() {
 	total
 	before=$OUTPUT
 	guests_off
+	# libvirt keeps the AppArmor profiles of guests that are gone, and a directory.
 	for guest in "${GUESTS[@]}"; do
-		must 120 "virsh undefine $guest; rm /var/lib/libvirt/images/$guest.qcow2"
+		must 120 "uuid=\$(virsh domuuid $guest) && virsh undefine $guest &&
+			rm /var/lib/libvirt/images/$guest.qcow2 /etc/apparmor.d/libvirt/libvirt-\$uuid*"
 	done
+	must 30 'rmdir /etc/libvirt/qemu/autostart'
 	must 1200 'apt-get --yes purge daxdmem daxdmem-dkms'
 	vm_reboot
 	vm_settled
