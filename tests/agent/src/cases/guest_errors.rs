@@ -158,7 +158,9 @@ const ROUNDS: u32 = 200;
 fn touch_as_guest(device: &Device, write: bool, link: &mut Link) -> Outcome {
     let mapping = Map::new(GIB).file(&device.open()?)?;
     let lost = WINDOW + LOST;
-    mapping.write(lost, VALUE);
+    for at in [lost - 8, lost, lost + PAGE] {
+        mapping.write(at, VALUE);
+    }
     let address = mapping.address() + lost as usize;
     let mut guest = Tiny::new(mapping.address() + WINDOW as usize, LOST as u16, write)?;
     guest.set_ax(VALUE as u16);
@@ -173,8 +175,8 @@ fn touch_as_guest(device: &Device, write: bool, link: &mut Link) -> Outcome {
         );
     }
     check_eq!(probe::read(address), Err(failed_at(address)), "the process");
-    check_eq!(mapping.read(lost - 8), 0, "the word before the page");
-    check_eq!(mapping.read(lost + PAGE), 0, "the word behind the page");
+    check_eq!(mapping.read(lost - 8), VALUE, "the word before the page");
+    check_eq!(mapping.read(lost + PAGE), VALUE, "the word behind the page");
     link.send("told")?;
     link.receive()?;
     mapping.write(lost, !VALUE);

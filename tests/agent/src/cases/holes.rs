@@ -91,7 +91,7 @@ pub const CASES: &[Case] = &[
 ];
 
 /// The kernel's name.
-fn release() -> String {
+pub(super) fn release() -> String {
     sysfs::read("/proc/sys/kernel/osrelease").unwrap_or_default()
 }
 
@@ -101,7 +101,7 @@ pub(super) fn patched() -> bool {
 }
 
 /// Whether the kernel's own mbind knows leaves without a page: since 7.3.
-fn knows_special(release: &str) -> bool {
+pub(super) fn knows_special(release: &str) -> bool {
     let mut numbers = release
         .split(|c: char| !c.is_ascii_digit())
         .map(|part| part.parse::<u32>());

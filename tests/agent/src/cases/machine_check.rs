@@ -74,8 +74,10 @@ fn map(device: &Device, view: View) -> Outcome<Mapping> {
     Ok(mapping)
 }
 
-/// Touches the page at this offset of the mapping, which has failed, and its neighbours.
-fn touch_again(mapping: &Mapping, lost: u64) -> Outcome {
+/// Touches the page at this offset of the mapping, which has failed at this physical address, and its neighbours.
+fn touch_again(mapping: &Mapping, lost: u64, physical: u64) -> Outcome {
+    // The kernel may tell a process before it tells the driver. No real page could be read meanwhile.
+    poison::wait_known(&[physical])?;
     for at in [
         lost.wrapping_sub(PAGE),
         lost + 8,
@@ -142,7 +144,7 @@ fn load() -> Outcome {
             },
             // Not the first word of the page: what is told is the page.
             into + 64,
-            |mapping, _| touch_again(mapping, into),
+            |mapping, _| touch_again(mapping, into, physical),
         )?;
         let address = reader.address() + into;
         let block = address / leaf * leaf;
@@ -187,7 +189,7 @@ fn parent_and_child(device: &Device) -> Outcome {
                 link.send("there")?;
                 tell(link)?;
                 block_sigbus(false);
-                touch_again(&mapping, lost)
+                touch_again(&mapping, lost, physical)
             })?;
             child.link().receive()?;
             shared.replace(Some(child));
@@ -200,7 +202,7 @@ fn parent_and_child(device: &Device) -> Outcome {
                 link.send(&child.link().receive()?)?;
                 child.finish()?;
             }
-            touch_again(mapping, lost)
+            touch_again(mapping, lost, physical)
         },
     )?;
     let address = reader.address() as usize + lost as usize;
@@ -229,7 +231,7 @@ fn hole_in_a_leaf(device: &Device) -> Outcome {
             for at in (0..SIZE).step_by(HUGE as usize).filter(|at| *at != lost) {
                 mapping.read(at);
             }
-            touch_again(mapping, lost)?;
+            touch_again(mapping, lost, physical)?;
             link.send("touched")?;
             spin()
         },
@@ -260,18 +262,19 @@ fn patrol() -> Outcome {
     };
     let mut near = user(&device, whole, false)?;
     let mut far = user(&device, part, false)?;
+    let physical = device.physical(lost)?;
     let mut late = Child::start(|link| {
         let mapping = map(&device, whole)?;
         mapping.touch(HUGE);
         link.send("there")?;
         link.receive()?;
-        touch_again(&mapping, lost)
+        touch_again(&mapping, lost, physical)
     })?;
     let base: usize = near.link().receive()?.parse().unwrap_or(0);
     far.link().receive()?;
     late.link().receive()?;
-    let mut expected = vec![device.physical(lost)?];
-    machine_check::patrol(expected[0])?;
+    let mut expected = vec![physical];
+    machine_check::patrol(physical)?;
     poison::wait_known(&expected)?;
     near.link().send("go")?;
     check_eq!(
