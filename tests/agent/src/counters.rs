@@ -12,14 +12,11 @@ pub fn leaves(device: &Device) -> Outcome<Census> {
     let lines = text.lines().map(|line| line.split_once(' '));
     let lines: Option<Vec<_>> = lines.collect();
     let number = |text: &str| text.parse().ok();
-    match lines.as_deref() {
-        Some([("1g", giant), ("2m", huge), ("4k", small)]) => {
-            let numbers = (number(giant), number(huge), number(small));
-            if let (Some(giant), Some(huge), Some(small)) = numbers {
-                return Ok(Census::new(giant, huge, small));
-            }
+    if let Some([("1g", giant), ("2m", huge), ("4k", small)]) = lines.as_deref() {
+        let numbers = (number(giant), number(huge), number(small));
+        if let (Some(giant), Some(huge), Some(small)) = numbers {
+            return Ok(Census::new(giant, huge, small));
         }
-        _ => {}
     }
     Err(Failure::Fail(format!("leaves is '{text}'")))
 }
