@@ -221,6 +221,7 @@ const BUSY: &[&str] = &[
     "dax_dmem/scrubbing",
     "dax_dmem/scrub_state",
     "dax_dmem/scrub_progress",
+    "dax_dmem/scrubbed",
 ];
 
 /// Attributes that tell which device was made last, or when something last happened.
