@@ -43,6 +43,9 @@ fn stats() -> Outcome {
     mapping.touch(GIB);
     // What is mapped twice counts once for a process.
     let twice = Map::new(GIB / 2).file(&file)?;
+    // A child would have them, too.
+    mapping.advise(0, GIB, libc::MADV_DONTFORK)?;
+    twice.advise(0, GIB / 2, libc::MADV_DONTFORK)?;
     let mut child = Child::start(|link| {
         let mapping = Map::new(32 * MIB).file(&vm2.open()?)?;
         mapping.touch(2 * MIB);
