@@ -73,7 +73,7 @@ module:
 		CONFIG_DEV_DAX_DMEM=m CONFIG_DEV_DAX_DMEM_GUARD=m CONFIG_DMEM_TESTS=$(TESTS) \
 		CONFIG_DEBUG_INFO_BTF_MODULES= modules
 	@for ko in drivers/dax/dmem/dax_dmem.ko drivers/dax/dmem-guard/dax_dmem_guard.ko \
-		$(if $(TESTS),tests/modules/dmem_leaf_probe.ko); do \
+		$(if $(TESTS),tests/modules/dmem_leaf_probe.ko tests/modules/dmem_stall_probe.ko); do \
 		cp $(MO)/$$ko $(MO)/$${ko##*/}.new && \
 		mv $(MO)/$${ko##*/}.new $(MO)/$${ko##*/} && \
 		echo "built $(MO)/$${ko##*/}" || exit; \

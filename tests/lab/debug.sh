@@ -153,7 +153,7 @@ published() {
 	depmod --basedir "$new/root" --moduledir /usr/lib/modules "$release"
 	mksquashfs "$new/root" "$new/modules.squashfs" -comp lz4 -noappend -no-progress -no-xattrs -quiet
 	cp "$TREE/arch/x86/boot/bzImage" "$new/vmlinuz"
-	cp "$TREE/drivers/dax/dmem/dax_dmem.ko" "$OUT/modules/dmem_leaf_probe.ko" "$new/"
+	cp "$TREE/drivers/dax/dmem/dax_dmem.ko" "$OUT"/modules/*.ko "$new/"
 	cp "$TREE/.config" "$new/config"
 	printf '%s\n' "$release" >"$new/release"
 	rm -rf "$OUT/old"

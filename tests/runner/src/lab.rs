@@ -117,6 +117,7 @@ impl Lab {
         let payload = [
             driver.with_file_name("dax_dmem_guard.ko"),
             driver.with_file_name("dmem_leaf_probe.ko"),
+            driver.with_file_name("dmem_stall_probe.ko"),
             driver,
             target.join("release/daxdmem"),
         ];

@@ -29,6 +29,9 @@ const DEMANDS: &[(&str, &str)] = &[
         "the kernel log has: dmem-agent: WARNING: lab-made complaint",
     ),
     ("lab-panic", "Kernel panic"),
+    ("lab-lockup", "watchdog: BUG: soft lockup - CPU"),
+    ("lab-rcu-stall", "rcu: INFO: rcu_preempt "),
+    ("lab-hung-task", "blocked for more than 2 seconds"),
     ("lab-mute", "the VM ended without a verdict"),
 ];
 /// The slowest are a boot and a case at its time limit.

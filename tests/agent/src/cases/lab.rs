@@ -4,14 +4,23 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::case::{Case, Outcome};
-use crate::{check, fail, kernel_log, reset, skip, sysfs};
+use crate::case::{errno, Case, Outcome};
+use crate::{check, check_eq, fail, kernel_log, module, payload, reset, skip, sysfs};
+
+use super::scrub_course::lower_watchdogs;
 
 const BROKEN: Case = Case {
     machine: "small",
     limit: 3,
     hidden: true,
     ..Case::DEFAULT
+};
+
+/// Leaves the watchdogs low.
+const STALLED: Case = Case {
+    limit: 60,
+    fresh: true,
+    ..BROKEN
 };
 
 pub const CASES: &[Case] = &[
@@ -89,6 +98,24 @@ pub const CASES: &[Case] = &[
         ..BROKEN
     },
     Case {
+        name: "lab-lockup",
+        shows: "a CPU held for too long is noticed by watchdogs as scrub-12g sets them",
+        run: || stall("cpu"),
+        ..STALLED
+    },
+    Case {
+        name: "lab-rcu-stall",
+        shows: "and so is an RCU read section",
+        run: || stall("rcu"),
+        ..STALLED
+    },
+    Case {
+        name: "lab-hung-task",
+        shows: "and a task that no signal reaches",
+        run: || stall("sleep"),
+        ..STALLED
+    },
+    Case {
         name: "lab-mute",
         shows: "a VM that ends without a verdict is a failure",
         limit: 60,
@@ -130,6 +157,18 @@ fn reset_twice() -> Outcome {
 fn panic() -> Outcome {
     sysfs::write("/proc/sysrq-trigger", "c")?;
     hang()
+}
+
+/// Has a module do for 8 s, inside the kernel, what no driver may do.
+fn stall(how: &str) -> Outcome {
+    lower_watchdogs()?;
+    let file = payload::path("dmem_stall_probe.ko");
+    check_eq!(
+        errno(module::insert_with(&file, &format!("{how}=8"))),
+        Some(libc::ECANCELED),
+        "errno of loading what stalls"
+    );
+    Ok(())
 }
 
 fn mute() -> Outcome {

@@ -67,6 +67,26 @@ pub const CASES: &[Case] = &[
     },
 ];
 
+/// Sets all watchdogs to about 2 s. That they speak up then is what the lab tries on itself: `lab-lockup` and those behind it.
+pub(super) fn lower_watchdogs() -> Outcome {
+    for (setting, value) in [
+        // The limit for soft lockups is twice that.
+        ("/proc/sys/kernel/watchdog_thresh", "1"),
+        ("/proc/sys/kernel/hung_task_timeout_secs", "2"),
+        ("/proc/sys/kernel/hung_task_check_interval_secs", "1"),
+        // The least RCU accepts, in seconds and in milliseconds.
+        ("/sys/module/rcupdate/parameters/rcu_cpu_stall_timeout", "3"),
+        (
+            "/sys/module/rcupdate/parameters/rcu_exp_cpu_stall_timeout",
+            "2000",
+        ),
+    ] {
+        sysfs::write(setting, value)?;
+        check_eq!(sysfs::read(setting)?, value, "{setting}");
+    }
+    Ok(())
+}
+
 fn open() -> Outcome {
     let parts = [(0, GIB + 512 * MIB)];
     scrub::settle()?;
@@ -299,21 +319,7 @@ fn twelve_gib() -> Outcome {
     payload::need_module()?;
     let region = Region::first()?;
     check_eq!(region.size, SIZE, "size of the region");
-    for (setting, value) in [
-        // The limit for soft lockups is twice that.
-        ("/proc/sys/kernel/watchdog_thresh", "1"),
-        ("/proc/sys/kernel/hung_task_timeout_secs", "2"),
-        ("/proc/sys/kernel/hung_task_check_interval_secs", "1"),
-        // The least RCU accepts, in seconds and in milliseconds.
-        ("/sys/module/rcupdate/parameters/rcu_cpu_stall_timeout", "3"),
-        (
-            "/sys/module/rcupdate/parameters/rcu_exp_cpu_stall_timeout",
-            "2000",
-        ),
-    ] {
-        sysfs::write(setting, value)?;
-        check_eq!(sysfs::read(setting)?, value, "{setting}");
-    }
+    lower_watchdogs()?;
     let begin = Instant::now();
     // A word in every step, so that it can be seen whether the scrub came by.
     let device = tenant(Policy::Never, &parts)?;
