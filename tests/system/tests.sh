@@ -166,6 +166,7 @@ test_guide() {
 		note "guide: $(sed '/^$/d' <<<"$block" | head -n 1)"
 		if [[ $block == *' ./daxdmem_'* ]]; then
 			# What is there before the packages are, for test_purge.
+			mount_payload
 			must 300 "bash $PAYLOAD/files >/root/files"
 			# shellcheck disable=SC2016 # expanded in the machine
 			bring_trees '$(uname -r)'
