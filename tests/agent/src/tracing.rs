@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Trace events of the driver under test, through tracefs and perf.
+//! Trace events, above all of the driver under test, through tracefs and perf.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
@@ -13,7 +13,7 @@ use crate::sysfs;
 const TRACEFS: &str = "/sys/kernel/tracing";
 
 /// Events that are on; all of them are off, and what was traced is gone, when it is dropped.
-pub struct Tracing(PathBuf);
+pub struct Tracing(Vec<PathBuf>);
 
 /// An event's directory, or with an empty name that of all.
 pub fn event(name: &str) -> PathBuf {
@@ -23,10 +23,19 @@ pub fn event(name: &str) -> PathBuf {
 impl Tracing {
     /// Switches on the event of that name, all of the driver's if it is empty.
     pub fn start(name: &str) -> Outcome<Tracing> {
-        let tracing = Tracing(event(name).join("enable"));
         sysfs::write(Path::new(TRACEFS).join("trace"), "0")?;
-        sysfs::write(&tracing.0, "1")?;
-        Ok(tracing)
+        Tracing(Vec::new()).on(event(name))
+    }
+
+    /// Switches on one of the kernel's own as well: `GROUP/NAME`.
+    pub fn with(self, name: &str) -> Outcome<Tracing> {
+        self.on(Path::new(TRACEFS).join("events").join(name))
+    }
+
+    fn on(mut self, event: PathBuf) -> Outcome<Tracing> {
+        self.0.push(event.join("enable"));
+        sysfs::write(&self.0[self.0.len() - 1], "1")?;
+        Ok(self)
     }
 
     /// What was traced since the last call: of each event its name and its text, in the order in which they came.
@@ -42,7 +51,10 @@ impl Tracing {
         }
         let text = String::from_utf8_lossy(&text);
         // `TASK-PID [CPU] FLAGS TIME: EVENT: TEXT`
-        let line = |line: &str| Some(line.get(line.find(": dax_dmem_")? + 2..)?.to_owned());
+        let line = |line: &str| {
+            let (_, event) = line.split_once("] ")?.1.split_once(": ")?;
+            Some(event.to_owned())
+        };
         Ok(text.lines().filter_map(line).collect())
     }
 }
@@ -50,7 +62,9 @@ impl Tracing {
 impl Drop for Tracing {
     fn drop(&mut self) {
         // The next case says loudly enough where this fails.
-        let _ = fs::write(&self.0, "0");
+        for enable in &self.0 {
+            let _ = fs::write(enable, "0");
+        }
         let _ = fs::write(Path::new(TRACEFS).join("trace"), "0");
     }
 }

@@ -14,8 +14,9 @@ use crate::probe;
 use crate::region::{Region, GIB, MIB};
 use crate::scrub::{self, Policy};
 use crate::spinner::{describe, spin, Spinner};
+use crate::tracing::Tracing;
 use crate::witness::{block_sigbus, failed_at, tell, user, want_early_signals, View, LSB};
-use crate::{check_eq, say};
+use crate::{check, check_eq, say};
 
 use super::page_less;
 
@@ -274,6 +275,7 @@ fn patrol() -> Outcome {
     far.link().receive()?;
     late.link().receive()?;
     let mut expected = vec![physical];
+    let tracing = Tracing::start("dax_dmem_poison")?.with("signal/signal_generate")?;
     machine_check::patrol(physical)?;
     poison::wait_known(&expected)?;
     near.link().send("go")?;
@@ -283,6 +285,16 @@ fn patrol() -> Outcome {
         "signal to who asks for it"
     );
     near.finish()?;
+    // By then the page was out of use: the driver had it from the decoder of machine checks, before the kernel dealt with it.
+    let traced = tracing.lines()?;
+    let told = format!("signal_generate: sig={} ", libc::SIGBUS);
+    let nth = |text: &str| traced.iter().position(|line| line.starts_with(text));
+    let (known, told) = (nth("dax_dmem_poison: "), nth(&told));
+    check!(
+        known.is_some() && known < told,
+        "in the wrong order: {traced:#?}"
+    );
+    drop(tracing);
     // It has heard of nothing, and does when it touches the page.
     late.link().send("go")?;
     late.finish()?;
