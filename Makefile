@@ -42,7 +42,7 @@ demo: programs module ## boot two guests on page-less memory and report what it 
 test: ## everything: checks, host tests, module build, VM cases
 	@tests/lab/run-tests
 
-test-long: ## VM cases of which make test tries a part only, in full
+test-long: ## VM cases of which make test tries a part only, in full; broken cases
 	@tests/lab/run-tests long
 
 test-debug: ## KUnit and the VM cases on a kernel with KASAN, lockdep, kmemleak
