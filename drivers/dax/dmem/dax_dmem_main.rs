@@ -3,8 +3,8 @@
 //! dax_dmem: guest memory without `struct page` on the device-dax bus.
 //!
 //! Wiring only. The way of a page fault: `ffi/vma.rs`, `fault.rs`, `mm/dmem/leaf.rs`,
-//! `mm/dmem/insert.rs`. The life of a device: `ffi/bus.rs`, `device.rs`, `registry.rs`. Between two
-//! tenants: `custody.rs`, `scrub.rs`. A memory error: `ffi/machine_check.rs`,
+//! `mm/dmem/insert.rs`. The life of a device: `ffi/bus.rs`, `device.rs`, `registry.rs`, `dma.rs`. Between
+//! two tenants: `custody.rs`, `scrub.rs`. A memory error: `ffi/machine_check.rs`,
 //! `ffi/memory_failure.rs`, `poison.rs`, `loan.rs`. The way of an mmap: `ffi/char_device.rs`,
 //! `mmap.rs`, `mm/dmem/congruence.rs`. Of ptrace: `ffi/vma.rs`, `access.rs`. What is counted:
 //! `stats.rs`, `ffi/leaves.rs`.
@@ -15,6 +15,7 @@ mod access;
 mod badblocks;
 mod custody;
 mod device;
+mod dma;
 mod error;
 mod fault;
 mod ffi;

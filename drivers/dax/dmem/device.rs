@@ -5,8 +5,8 @@
 //! A [`Device`] begins at bind and ends when it is neither bound nor open. In between it may be
 //!
 //! - *live*: bound; files may be opened, faults map memory;
-//! - *quarantined*: unbound, but files or mappings (which hold their file) still exist, and with
-//!   them perhaps DMA that nobody can see. Nothing maps it any more, and its ranges stay claimed.
+//! - *quarantined*: unbound, but files or mappings (which hold their file) still exist, or DMA
+//!   that a user has set up (`dma.rs`). No process maps it any more, and its ranges stay claimed.
 //!
 //! Before its first file is opened, what is not known to be clean of its memory is scrubbed; after
 //! its end the memory goes into custody (`custody.rs`).
@@ -53,6 +53,10 @@ pub(crate) struct Device {
     policy: Atomic<u32>,
     /// Set by the first open.
     opened: Atomic<bool>,
+    /// Set when there was no memory to keep in mind who maps it.
+    unknown_mapper: Atomic<bool>,
+    /// Set when nobody has it open any more but a device may reach it by DMA.
+    lingers: Atomic<bool>,
     /// Cleared once, by unbind, before it waits for faults under way (`ffi::liveness`).
     live: Atomic<bool>,
     /// What it knows of poison in its ranges.
@@ -165,6 +169,26 @@ impl Device {
         self.opened.load(Relaxed)
     }
 
+    /// Whether there was a process that mapped it and that nobody knows.
+    pub(crate) fn has_unknown_mapper(&self) -> bool {
+        self.unknown_mapper.load(Relaxed)
+    }
+
+    /// Keeps in mind that there was.
+    pub(crate) fn set_unknown_mapper(&self) {
+        self.unknown_mapper.store(true, Relaxed);
+    }
+
+    /// Whether it is over but for DMA.
+    pub(crate) fn lingers(&self) -> bool {
+        self.lingers.load(Relaxed)
+    }
+
+    /// Notes that it is. Under the registry's mutex.
+    pub(crate) fn set_lingers(&self) {
+        self.lingers.store(true, Relaxed);
+    }
+
     /// Counts one more open file. Under the registry's mutex.
     pub(crate) fn add_opener(&self) {
         self.opened.store(true, Relaxed);
@@ -176,7 +200,7 @@ impl Device {
         self.openers.fetch_sub(1, Relaxed);
     }
 
-    /// Whether nothing can reach the device's memory any more: neither bound nor open.
+    /// Whether no process can reach the device's memory any more: neither bound nor open.
     pub(crate) fn is_over(&self) -> bool {
         !self.is_live() && self.openers() == 0
     }
@@ -321,6 +345,8 @@ fn claim(
             unscrubbed,
             policy: Atomic::new(policy.code()),
             opened: Atomic::new(false),
+            unknown_mapper: Atomic::new(false),
+            lingers: Atomic::new(false),
             live: Atomic::new(true),
             health: Health::unknown(),
             stats: Stats::none(),

@@ -73,6 +73,16 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BadRanges(error) => write!(f, "{error}"),
+            Self::Quarantined {
+                start,
+                by,
+                openers: 0,
+            } => f.write_fmt(fmt!(
+                "range at {:#x} is quarantined: {} was unbound while a user of VFIO may have it \
+                 mapped for DMA; end the processes that have the container",
+                start.raw(),
+                &**by,
+            )),
             Self::Quarantined { start, by, openers } => f.write_fmt(fmt!(
                 "range at {:#x} is quarantined: {} was unbound while {} open file(s) still \
                  reach it; end the processes that hold them",

@@ -7,13 +7,16 @@
 #include <linux/mm.h>
 #include <linux/mmzone.h>
 #include <linux/pagemap.h>
+#include <linux/pci.h>
 #include <linux/pgalloc.h>
 #include <linux/pgtable.h>
+#include <linux/platform_device.h>
 #include <linux/printk.h>
 #include <linux/range.h>
 #include <linux/rbtree.h>
 #include <linux/sched.h>
 #include <linux/sizes.h>
+#include <linux/smp.h>
 #include <linux/string.h>
 #include <linux/tracepoint.h>
 #include <linux/uaccess.h>
@@ -420,6 +423,74 @@ void *dmem_zero_page(void)
 unsigned long dmem_phys_of(const void *page)
 {
 	return __pa(page);
+}
+
+/*
+ * Whether a driver has the device that manages the device's DMA itself, as those
+ * of VFIO do: they let a process say where it reads and writes. A device that
+ * is just being bound or unbound counts, too.
+ */
+static int dmem_is_lent(struct device *dev, void *unused)
+{
+	bool lent = false;
+
+	if (!device_trylock(dev))
+		return true;
+	if (!dev->driver)
+		lent = false;
+	else if (dev_is_platform(dev))
+		lent = to_platform_driver(dev->driver)->driver_managed_dma;
+#ifdef CONFIG_PCI
+	else if (dev_is_pci(dev) && !pci_is_bridge(to_pci_dev(dev)))
+		lent = to_pci_driver(dev->driver)->driver_managed_dma;
+#endif
+	device_unlock(dev);
+	return lent;
+}
+
+bool dmem_dma_is_lent(void)
+{
+#ifdef CONFIG_PCI
+	if (bus_for_each_dev(&pci_bus_type, NULL, NULL, dmem_is_lent))
+		return true;
+#endif
+	return bus_for_each_dev(&platform_bus_type, NULL, NULL, dmem_is_lent);
+}
+
+int dmem_mm_count(const struct mm_struct *mm)
+{
+	return atomic_read(&mm->mm_count);
+}
+
+struct dmem_lazy {
+	const struct mm_struct *mm;
+	atomic_t cpus;
+};
+
+static void dmem_count_lazy(void *data)
+{
+	struct dmem_lazy *lazy = data;
+
+	if (!current->mm && current->active_mm == lazy->mm)
+		atomic_inc(&lazy->cpus);
+}
+
+/*
+ * References to an address space, without its users' and, once those are gone,
+ * without the ones of CPUs that have run nothing else since. Too many when one
+ * goes meanwhile, never too few: no CPU takes up an address space without users,
+ * and the references are read first.
+ */
+int dmem_mm_references(struct mm_struct *mm)
+{
+	struct dmem_lazy lazy = { .mm = mm };
+	bool used = atomic_read_acquire(&mm->mm_users);
+	int references = dmem_mm_count(mm);
+
+	if (used)
+		return references - 1;
+	on_each_cpu(dmem_count_lazy, &lazy, true);
+	return references - atomic_read(&lazy.cpus);
 }
 
 struct task_struct *dmem_current(void)

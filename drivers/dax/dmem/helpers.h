@@ -80,6 +80,11 @@ unsigned long dmem_mce_address(const struct mce *mce);
 void *dmem_zero_page(void);
 unsigned long dmem_phys_of(const void *page);
 
+/* DMA. */
+bool dmem_dma_is_lent(void);
+int dmem_mm_count(const struct mm_struct *mm);
+int dmem_mm_references(struct mm_struct *mm);
+
 /* Work. */
 struct task_struct *dmem_current(void);
 struct workqueue_struct *dmem_alloc_workqueue(const char *name);

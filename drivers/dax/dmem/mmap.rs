@@ -8,8 +8,10 @@
 use kernel::str::CStr;
 
 use crate::device::Device;
+use crate::dma;
 use crate::error::Error;
 use crate::ffi::liveness::Section;
+use crate::ffi::space::Space;
 use crate::ffi::trace;
 use crate::ffi::vma::Request;
 use crate::plan::{congruence, PageOff, Window, PAGE_SIZE};
@@ -28,6 +30,9 @@ pub(crate) fn prepare(device: &Device, request: Request<'_>) -> Result<(), Error
         request.log_refusal(device.name(), why);
         return Err(Error::MapRefused);
     }
+    if let Some(space) = Space::current() {
+        dma::note_mapper(device, space)?;
+    }
     request.accept();
     Ok(())
 }
@@ -43,8 +48,16 @@ fn objection(device: &Device, request: &Request<'_>) -> Option<&'static CStr> {
     }
 }
 
-/// A VMA has come to be: by an mmap that was accepted, or as a copy of another one for a child, by a
-/// split or to move to.
+/// A VMA has come to be as a copy of another one: for a child, by a split or to move to.
+pub(crate) fn copied(device: &Device, space: Option<Space>, window: Option<&Window>) {
+    let noted = space.map(|space| dma::note_mapper(device, space));
+    if !matches!(noted, Some(Ok(()))) {
+        device.set_unknown_mapper();
+    }
+    begun(device, window);
+}
+
+/// A VMA has come to be: by an mmap that was accepted, or as a copy.
 pub(crate) fn begun(device: &Device, window: Option<&Window>) {
     device.stats().add_mapping();
     if let Some(window) = window {

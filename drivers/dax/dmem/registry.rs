@@ -17,6 +17,7 @@ use kernel::sync::Arc;
 
 use crate::custody::{extents_of, Custody};
 use crate::device::{Cleanness, Device};
+use crate::dma::{self, Watch};
 use crate::error::Error;
 use crate::ffi::globals::{BOOK, TURN};
 use crate::ffi::trace;
@@ -32,6 +33,9 @@ pub(crate) struct Book {
     policies: KVec<(CString, Policy)>,
     /// There while the module is loaded.
     queue: Option<WorkQueue>,
+    /// Looks after devices that linger, while there are some.
+    watch: Option<Arc<Watch>>,
+    watching: bool,
 }
 
 /// Policies that may wait for their device: a bound on what a script gone wild can fill memory
@@ -45,15 +49,14 @@ impl Book {
             custody: Custody::new(),
             policies: KVec::new(),
             queue: None,
+            watch: None,
+            watching: false,
         }
     }
 
     /// Takes a device that is over out of the list, and its memory into custody. The caller drops
-    /// it after the lock.
-    fn give_up_if_over(&mut self, device: &Arc<Device>) -> Option<Arc<Device>> {
-        if !device.is_over() {
-            return None;
-        }
+    /// it after the lock. `None` where somebody else was faster.
+    fn give_up(&mut self, device: &Arc<Device>) -> Option<Arc<Device>> {
         let is_it = |other: &Arc<Device>| Arc::ptr_eq(other, device);
         let index = self.devices.iter().position(is_it)?;
         let device = self.devices.remove(index).ok()?;
@@ -64,7 +67,10 @@ impl Book {
 
 /// Opens the book, at the begin of the module.
 pub(crate) fn begin() -> Result {
-    BOOK.lock().queue = Some(WorkQueue::new(c"dax_dmem_scrub")?);
+    let watch = Watch::new()?;
+    let mut book = BOOK.lock();
+    book.queue = Some(WorkQueue::new(c"dax_dmem_scrub")?);
+    book.watch = Some(watch);
     Ok(())
 }
 
@@ -107,21 +113,87 @@ pub(crate) fn retire(device: &Device) {
 ///
 /// Unbind calls this when no leaf leads to the device any more, and its scrub has ended.
 pub(crate) fn release_retired(device: Arc<Device>) {
-    let mut book = BOOK.lock();
+    let book = BOOK.lock();
     let over = device.is_over();
-    if !over {
-        trace::quarantine(&device);
-    }
-    let freed = book.give_up_if_over(&device);
     drop(book);
-    drop(freed);
-    if !over {
-        pr_info!(
-            "{}: unbound while in use, its memory is quarantined until {} file(s) are closed\n",
-            device.name(),
-            device.openers()
-        );
+    if over {
+        end(&device);
+        return;
     }
+    trace::quarantine(&device);
+    pr_info!(
+        "{}: unbound while in use, its memory is quarantined until {} file(s) are closed\n",
+        device.name(),
+        device.openers()
+    );
+}
+
+/// Ends a device that is over, unless its memory may still be reached by DMA: then it lingers in
+/// quarantine until that is over, too. Whether it ended here and now.
+fn end(device: &Arc<Device>) -> bool {
+    if dma::may_reach(device) && linger(device) {
+        return false;
+    }
+    let freed = BOOK.lock().give_up(device);
+    if freed.is_some() {
+        dma::forget(device);
+    }
+    freed.is_some()
+}
+
+/// Has the watch look after a device until nothing can reach it any more. `false` where there is
+/// no watch: the module is going.
+fn linger(device: &Arc<Device>) -> bool {
+    let mut book = BOOK.lock();
+    if !book.watching {
+        let (Some(queue), Some(watch)) = (&book.queue, &book.watch) else {
+            return false;
+        };
+        if !watch.begin(queue) {
+            return false;
+        }
+        book.watching = true;
+    }
+    device.set_lingers();
+    drop(book);
+    trace::quarantine(device);
+    pr_info!(
+        "{}: a device may still reach its memory by DMA (VFIO), which is quarantined until then\n",
+        device.name()
+    );
+    true
+}
+
+/// Ends the devices that linger and need not any more. May be called in turn only: whoever binds
+/// next finds their memory unclaimed.
+fn end_lingering() {
+    let mut nth = 0;
+    loop {
+        let book = BOOK.lock();
+        let mut lingering = book.devices.iter().filter(|device| device.lingers());
+        let Some(device) = lingering.nth(nth).cloned() else {
+            return;
+        };
+        drop(book);
+        if dma::may_reach(&device) {
+            nth += 1;
+            continue;
+        }
+        let freed = BOOK.lock().give_up(&device);
+        if freed.is_some() {
+            dma::forget(&device);
+            trace::quarantine(&device);
+            pr_info!("{}: DMA is over, quarantine ends\n", device.name());
+        }
+    }
+}
+
+/// The watch's look at the devices that linger. Whether there are any left.
+pub(crate) fn look_after_lingering() -> bool {
+    in_turn(end_lingering);
+    let mut book = BOOK.lock();
+    book.watching = book.devices.iter().any(|device| device.lingers());
+    book.watching
 }
 
 /// Opens the live device of that number. While it is being scrubbed, waits for that if `patient`.
@@ -154,18 +226,20 @@ pub(crate) fn open(devt: u32, patient: bool) -> Result<Arc<Device>, Error> {
 
 /// Closes what [`open`] opened; ends a quarantine with the last one.
 pub(crate) fn close(device: Arc<Device>) {
-    let mut book = BOOK.lock();
+    let book = BOOK.lock();
     device.drop_opener();
-    let freed = book.give_up_if_over(&device);
+    let over = device.is_over();
     drop(book);
-    if freed.is_some() {
+    if over && end(&device) {
         trace::quarantine(&device);
         pr_info!("{}: last user is gone, quarantine ends\n", device.name());
     }
 }
 
-/// Refuses ranges that somebody can still reach although they were unbound.
+/// Refuses ranges that somebody can still reach although they were unbound. May be called in turn
+/// only.
 pub(crate) fn check_quarantine(ranges: &RangeMap<'_>) -> Result<(), Error> {
+    end_lingering();
     let book = BOOK.lock();
     for device in book.devices.iter().filter(|device| !device.is_live()) {
         for held in extents_of(&device.map()) {
@@ -291,6 +365,7 @@ pub(crate) struct Quarantine;
 
 impl fmt::Display for Quarantine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        in_turn(end_lingering);
         let book = BOOK.lock();
         for device in book.devices.iter().filter(|device| !device.is_live()) {
             for extent in extents_of(&device.map()) {

@@ -4,10 +4,12 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::case::{Failure, Named, Outcome};
+use crate::cmdline::patient;
 use crate::region::Region;
-use crate::sysfs;
+use crate::{check_eq, sysfs};
 
 const BUS: &str = "/sys/bus/dax";
 /// The driver under test.
@@ -190,4 +192,21 @@ impl Drop for Device {
 /// An attribute of a dax driver.
 pub fn driver_attribute(driver: &str, name: &str) -> PathBuf {
     Path::new(BUS).join("drivers").join(driver).join(name)
+}
+
+/// The lines of the driver's list of what is quarantined.
+pub fn quarantine() -> Outcome<Vec<String>> {
+    let text = sysfs::read(driver_attribute(DAX_DMEM, "quarantine"))?;
+    Ok(text.lines().map(str::to_owned).collect())
+}
+
+/// Waits until they are these: files are closed a little after the process has let go of them, and that DMA is over is
+/// seen a second later.
+pub fn wait_for_quarantine(expected: &[String]) -> Outcome {
+    let deadline = Instant::now() + patient(Duration::from_secs(10));
+    while quarantine()? != expected && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    check_eq!(quarantine()?, expected, "quarantine");
+    Ok(())
 }

@@ -100,7 +100,7 @@ pub const MACHINES: &[Machine] = &[
         ],
         ..STD
     },
-    // A PCI device with a BAR that VFIO maps by 1 GiB leaves. TCG's IOMMU does not remap interrupts.
+    // A PCI device with a BAR that VFIO maps by 1 GiB leaves, and one with a DMA engine. TCG's IOMMU does not remap interrupts.
     Machine {
         name: "vfio",
         parameters: "intel_iommu=on vfio_iommu_type1.allow_unsafe_interrupts=1",
@@ -113,6 +113,8 @@ pub const MACHINES: &[Machine] = &[
             "intel-iommu,intremap=off",
             "-device",
             "ivshmem-plain,memdev=bar",
+            "-device",
+            "edu,dma_mask=0xffffffff",
             "-object",
             "memory-backend-ram,id=bar,size=2G,share=on,reserve=off",
         ],

@@ -251,6 +251,22 @@ pub fn range(text: &str) -> Option<Range> {
 }
 
 impl Quarantine {
+    /// Who reaches it.
+    pub fn users(&self) -> String {
+        match self.openers {
+            0 => "a device of the machine may still write to it (VFIO)".to_owned(),
+            files => format!("{files} open files"),
+        }
+    }
+
+    /// What it waits for: "until …".
+    pub fn end(&self) -> String {
+        match self.openers {
+            0 => "until no device of the machine can write to it any more (VFIO)".to_owned(),
+            files => format!("until {files} open files are closed"),
+        }
+    }
+
     /// `0xSTART-0xEND daxX.Y OPENERS`, the end inclusive.
     fn parse(line: &str) -> Option<Self> {
         let mut words = line.split_ascii_whitespace();

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::align::Align;
-use crate::bus::Range;
+use crate::driver::Quarantine;
 use crate::layout::LayoutError;
 use crate::libvirt::LibvirtError;
 use crate::name::{DeviceName, GuestName, PartName, Target};
@@ -102,14 +102,13 @@ pub enum Error {
     InUse { target: String, users: Users },
 
     #[error(
-        "{device} cannot be bound: {range} was unbound from {by} while in use, and is in quarantine until the last \
-         of {openers} open files is closed\n`daxdmem list` shows the quarantine; end those programs first"
+        "{device} cannot be bound: {} was unbound from {} while in use, and is in quarantine {}\n\
+         `daxdmem list` shows the quarantine; end those programs first",
+        held.range, held.device, held.end()
     )]
     Quarantined {
         device: DeviceName,
-        range: Range,
-        by: String,
-        openers: u64,
+        held: Quarantine,
     },
 
     #[error(

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The module's globals: the book of devices, the turn to bind one, what is known of memory errors,
-//! and where it is listed. `registry.rs`, `poison.rs` and `region.rs` say what they mean.
+//! The module's globals: the book of devices, the turn to bind one, who mapped them, what is known of
+//! memory errors, and where it is listed. `registry.rs`, `dma.rs`, `poison.rs` and `region.rs` say
+//! what they mean.
 
 use core::pin::Pin;
 use kernel::prelude::*;
 use kernel::sync::global_lock;
 
+use crate::dma::Mappers;
 use crate::loan::{self, StandIns};
 use crate::poison::{self, Ledger, News};
 use crate::registry::{self, Book};
@@ -17,6 +19,11 @@ global_lock! {
     // SAFETY: `Globals::new()` is called by the module's own init before the driver is registered,
     // that is before anything can look for a device.
     pub(crate) unsafe(uninit) static BOOK: Mutex<Book> = Book::new();
+}
+
+global_lock! {
+    // SAFETY: As above.
+    pub(crate) unsafe(uninit) static MAPPERS: Mutex<Mappers> = Mappers::new();
 }
 
 global_lock! {
@@ -62,6 +69,7 @@ impl Globals {
         // SAFETY: Called once, from the module's init.
         unsafe {
             BOOK.init();
+            MAPPERS.init();
             TURN.init();
             SETTLING.init();
             LEDGER.init();

@@ -23,6 +23,7 @@ pub(crate) mod poison_file;
 pub(crate) mod raw;
 pub(crate) mod region;
 pub(crate) mod reservation;
+pub(crate) mod space;
 pub(crate) mod stand_in;
 pub(crate) mod task;
 pub(crate) mod trace;

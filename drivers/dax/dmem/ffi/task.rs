@@ -18,6 +18,21 @@ pub(crate) fn yield_if_due() {
     unsafe { raw::dmem_cond_resched() };
 }
 
+/// Keeps the module loaded. Whether it does: not when the module is going.
+pub(crate) fn pin_module() -> bool {
+    // SAFETY: `this_module()` is this module, which runs.
+    unsafe { raw::try_module_get(super::this_module()) }
+}
+
+/// Takes back one [`pin_module`] that was granted.
+///
+/// The module may be gone a moment later but for what its exit waits for: a work item on a queue
+/// of its own, or a task in a promise.
+pub(crate) fn unpin_module() {
+    // SAFETY: The reference was taken by `pin_module()`.
+    unsafe { raw::module_put(super::this_module()) };
+}
+
 /// Sends the running task the signal that the page at `page` of its memory has failed.
 pub(crate) fn tell_of_failure(page: VirtAddr) {
     let address: *mut c_void = core::ptr::without_provenance_mut(to_ulong(page.raw()));
@@ -66,8 +81,7 @@ impl BlankPromise {
     ///
     /// Gives the loan back where the task, or the module, is about to end.
     pub(crate) fn make(mut self, loan: Loan) -> Result<(), Loan> {
-        // SAFETY: `this_module()` is this module, which runs.
-        if !unsafe { raw::try_module_get(super::this_module()) } {
+        if !pin_module() {
             return Err(loan);
         }
         self.0.loan = Some(loan);
@@ -83,11 +97,10 @@ impl BlankPromise {
         if added == 0 {
             return Ok(());
         }
-        // SAFETY: Nobody else has it. The reference was taken above; a VMA holds another.
-        let mut promise = unsafe {
-            raw::module_put(super::this_module());
-            KBox::from_raw(promise)
-        };
+        // A VMA holds another reference.
+        unpin_module();
+        // SAFETY: Nobody else has it.
+        let mut promise = unsafe { KBox::from_raw(promise) };
         // It was put there above.
         promise.loan.take().map_or(Ok(()), Err)
     }
@@ -108,8 +121,8 @@ unsafe extern "C" fn keep(head: *mut raw::callback_head) {
         loan.end();
     }
     drop(promise);
-    // SAFETY: Taken by `make`. What follows in this function is waited for by `wait_for_tasks()`.
-    unsafe { raw::module_put(super::this_module()) };
+    // Taken by `make`. What follows in this function is waited for by `wait_for_tasks()`.
+    unpin_module();
 }
 
 /// Waits until no task is in a function of this module that it got into by a promise.

@@ -23,6 +23,7 @@ use crate::mmap;
 use crate::plan::{Leaf, PageOff, VirtAddr, Window};
 
 use super::kernel_map::KernelMap;
+use super::space::Space;
 use super::{from_ulong, raw, to_ulong, Table};
 
 /// The open device behind a file of this driver.
@@ -177,6 +178,12 @@ impl Copied<'_> {
     pub(crate) fn window(&self) -> Option<Window> {
         // SAFETY: Valid and locked by the invariant.
         unsafe { window_of(self.0.as_ptr()) }
+    }
+
+    /// The address space it is in, which is a child's perhaps.
+    pub(crate) fn space(&self) -> Option<Space> {
+        // SAFETY: Valid by the invariant, and so is its mm.
+        unsafe { NonNull::new(self.0.as_ref().vm_mm).map(|mm| Space::of(mm)) }
     }
 }
 
@@ -356,7 +363,7 @@ unsafe extern "C" fn close(vma: *mut raw::vm_area_struct) {
     }
 }
 
-/// Called for a VMA that was copied. Goes on to [`fault::before_move`] and [`mmap::begun`].
+/// Called for a VMA that was copied. Goes on to [`fault::before_move`] and [`mmap::copied`].
 ///
 /// # Safety
 ///
@@ -369,7 +376,7 @@ unsafe extern "C" fn open(vma: *mut raw::vm_area_struct) {
         // INVARIANT: As above.
         let vma = Copied(vma, PhantomData);
         fault::before_move(device, &vma);
-        mmap::begun(device, vma.window().as_ref());
+        mmap::copied(device, vma.space(), vma.window().as_ref());
     }
 }
 

@@ -286,7 +286,7 @@ fn bar_leaf(bar: &Bar, address: u64) -> Outcome<Mapping> {
     let mapping = Map::new(GIB)
         .offset(bar.offset)
         .at(address as usize)
-        .file(&bar.file)?;
+        .file(bar.file())?;
     mapping.write(0, mark(0));
     check_eq!(
         cost_of_reading(&mapping, 512 * MIB),
@@ -444,7 +444,7 @@ fn split_leaf() -> Outcome {
     let start = space(GIB)?;
     // A process that dies in there keeps the lock of all mappings of the file: nobody else may have one, or it
     // could not even exit.
-    let attempt = Attempt::make(Some(bar.file.as_raw_fd()), || {
+    let attempt = Attempt::make(Some(bar.file().as_raw_fd()), || {
         let Ok(mapping) = bar_leaf(&bar, start) else {
             return WRONG_BYTES;
         };

@@ -5,7 +5,7 @@ use std::io;
 
 use crate::case::{errno, Case, Outcome};
 use crate::child::{Child, End};
-use crate::device::{driver_attribute, Device, DAX_DMEM, DEVICE_DAX};
+use crate::device::{quarantine, wait_for_quarantine, Device, DAX_DMEM, DEVICE_DAX};
 use crate::kernel_log::KernelLog;
 use crate::mapping::Map;
 use crate::memory::{slabs, Meminfo};
@@ -64,17 +64,11 @@ pub const CASES: &[Case] = &[
     },
 ];
 
-/// Lines of the quarantine attribute.
-fn quarantine() -> Outcome<Vec<String>> {
-    let text = sysfs::read(driver_attribute(DAX_DMEM, "quarantine"))?;
-    Ok(text.lines().map(str::to_owned).collect())
-}
-
 fn openers(device: &Device) -> Outcome<u64> {
     sysfs::read_number(device.attribute("dax_dmem/openers"))
 }
 
-fn refused_as_busy(result: io::Result<()>, what: &str) -> Outcome {
+pub(super) fn refused_as_busy(result: io::Result<()>, what: &str) -> Outcome {
     check_eq!(errno(result), Some(libc::EBUSY), "errno of {what}");
     Ok(())
 }
@@ -156,18 +150,6 @@ fn unbind_while_mapped() -> Outcome {
             "word at {offset:#x} after binding again"
         );
     }
-    Ok(())
-}
-
-/// Files are closed a little after the process has let go of them.
-fn wait_for_quarantine(expected: &[String]) -> Outcome {
-    for _ in 0..100 {
-        if quarantine()? == expected {
-            return Ok(());
-        }
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
-    check_eq!(quarantine()?, expected, "quarantine");
     Ok(())
 }
 

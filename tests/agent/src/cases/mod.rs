@@ -10,6 +10,7 @@ mod counters;
 mod daxctl;
 mod debug_kernel;
 mod demo;
+mod dma;
 mod fuzz;
 mod guest;
 mod guest_errors;
@@ -73,6 +74,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         poison_lists::CASES,
         machine_check::CASES,
         access::CASES,
+        dma::CASES,
         daxctl::CASES,
         cost::CASES,
         cost_fault::CASES,

@@ -109,14 +109,12 @@ fn one(portrait: &Portrait) -> String {
         text.push_str("    shown to root only\n");
     }
     for held in &portrait.quarantine {
-        let Quarantine {
-            range,
-            device,
-            openers,
-        } = held;
         let _ = writeln!(
             text,
-            "  quarantine {range}, unbound from {device}, {openers} open"
+            "  quarantine {}, unbound from {}: {}",
+            held.range,
+            held.device,
+            held.users()
         );
     }
     text
@@ -262,7 +260,7 @@ vm1 (dax0.0)
   leaves     2 of 1G
   ranges
     0x100000000-0x17fffffff  2G at offset 0x0, leaves: 2 of 1G
-  quarantine 0x100000000-0x13fffffff, unbound from dax0.2, 3 open
+  quarantine 0x100000000-0x13fffffff, unbound from dax0.2: 3 open files
 ";
         assert_eq!(text(&portraits[..1]), expected);
         let other = text(&portraits[2..]);

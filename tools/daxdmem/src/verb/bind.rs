@@ -161,9 +161,7 @@ fn check(device: &Device) -> Result<()> {
     match held {
         Some(held) => Err(Error::Quarantined {
             device: device.name,
-            range: held.range,
-            by: held.device,
-            openers: held.openers,
+            held,
         }),
         None => Ok(()),
     }

@@ -149,7 +149,10 @@ fn tell(name: &PartName, guest: &Record) {
     }
     let held = Driver::quarantine().into_iter();
     for held in held.filter(|held| guest.ranges.iter().any(|range| range.overlaps(held.range))) {
-        let (range, openers) = (held.range, held.openers);
-        note(&format!("{range} stays in quarantine until {openers} open files are closed, and is not given out before"));
+        note(&format!(
+            "{} stays in quarantine {}, and is not given out before",
+            held.range,
+            held.end()
+        ));
     }
 }

@@ -310,8 +310,7 @@ fn clear(args: &PoisonClearArgs, links: &Links) -> Result<()> {
             len: PAGE,
         };
         if let Some(held) = quarantine.iter().find(|held| held.range.overlaps(at)) {
-            let users = format!("{} open files", held.openers);
-            return Err(in_use(format!("what was {}", held.device), users).into());
+            return Err(in_use(format!("what was {}", held.device), held.users()).into());
         }
         if !driver.contains(page) {
             return Err(PoisonError::HostMemory { page }.into());

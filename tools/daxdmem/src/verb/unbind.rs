@@ -49,10 +49,7 @@ fn unbind(device: &Device, named: &Named<'_>) -> Result<()> {
     let ranges = device.ranges.as_deref().unwrap_or_default();
     let held = Driver::quarantine().into_iter();
     for held in held.filter(|held| ranges.iter().any(|range| range.overlaps(held.range))) {
-        note(&format!(
-            "{} is in quarantine until {} open files are closed",
-            held.range, held.openers
-        ));
+        note(&format!("{} is in quarantine {}", held.range, held.end()));
     }
     if let Some(progress) = wait::under_way(ranges) {
         note(&format!(
