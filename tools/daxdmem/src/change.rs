@@ -85,13 +85,23 @@ pub fn set_align(identity: &Identity, align: u64) -> Result<()> {
 /// Adds a range behind those it has.
 ///
 /// The kernel reports success for a range that is no multiple of the alignment, and does nothing (drivers/dax/bus.c,
-/// `mapping_store`).
+/// `mapping_store`). A kernel with mm/patches refuses ranges to a device that is bound, which it is when device_dax came in
+/// between, see [`cut`].
 pub fn add_range(identity: &Identity, before: &[Range], range: Range) -> Result<()> {
     let what = format!("cannot give {range} to {}", identity.device);
     let text = format!("{:x}-{:x}", range.start, range.last());
-    write(identity, "mapping", &text, &what)?;
-    let wanted: Vec<Range> = before.iter().copied().chain([range]).collect();
-    expect_ranges(identity, &wanted)
+    for _ in 0..ATTEMPTS {
+        let Err(error) = sysfs::write(&same(identity)?.path.join("mapping"), &text) else {
+            let wanted: Vec<Range> = before.iter().copied().chain([range]).collect();
+            return expect_ranges(identity, &wanted);
+        };
+        let now = same(identity)?;
+        match &now.driver {
+            Some(driver) => take_away(&now, driver)?,
+            None => return Err(Error::kernel(&what)(error)),
+        }
+    }
+    Err(taken_again(identity))
 }
 
 /// Whether the device has these ranges and no others.
@@ -168,10 +178,7 @@ fn cut(identity: &Identity, size: u64) -> Result<()> {
             (_, Some(_)) => {}
         }
     }
-    Err(disturbed(
-        identity,
-        "device_dax takes it again and again".to_owned(),
-    ))
+    Err(taken_again(identity))
 }
 
 /// Deletes it, once it has no memory and no driver.
@@ -262,10 +269,7 @@ pub fn bind(identity: &Identity, policy: Policy) -> Result<()> {
             }
         }
     }
-    Err(disturbed(
-        identity,
-        "device_dax takes it again and again".to_owned(),
-    ))
+    Err(taken_again(identity))
 }
 
 /// Has it used as `mode` says, unless it is; one that is to be without driver stays so.
@@ -317,10 +321,7 @@ fn hand(identity: &Identity, driver: &str) -> Result<()> {
     }
     match refusal {
         Some(error) => Err(Error::kernel(what)(error)),
-        None => Err(disturbed(
-            identity,
-            "device_dax takes it again and again".to_owned(),
-        )),
+        None => Err(taken_again(identity)),
     }
 }
 
@@ -429,6 +430,11 @@ fn disturbed(identity: &Identity, what: String) -> Error {
         device: identity.device,
         what,
     }
+}
+
+/// What is said when attempts do not help.
+fn taken_again(identity: &Identity) -> Error {
+    disturbed(identity, "device_dax takes it again and again".to_owned())
 }
 
 /// Writes an attribute of the device.
