@@ -91,14 +91,19 @@ pub fn add_range(identity: &Identity, before: &[Range], range: Range) -> Result<
     let what = format!("cannot give {range} to {}", identity.device);
     let text = format!("{:x}-{:x}", range.start, range.last());
     for _ in 0..ATTEMPTS {
-        let Err(error) = sysfs::write(&same(identity)?.path.join("mapping"), &text) else {
-            let wanted: Vec<Range> = before.iter().copied().chain([range]).collect();
-            return expect_ranges(identity, &wanted);
-        };
-        let now = same(identity)?;
-        match &now.driver {
-            Some(driver) => take_away(&now, driver)?,
-            None => return Err(Error::kernel(&what)(error)),
+        match sysfs::write(&same(identity)?.path.join("mapping"), &text) {
+            Ok(()) => {
+                let wanted: Vec<Range> = before.iter().copied().chain([range]).collect();
+                return expect_ranges(identity, &wanted);
+            }
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                let now = same(identity)?;
+                // Unless it has lost the device by itself meanwhile.
+                if let Some(driver) = &now.driver {
+                    take_away(&now, driver)?;
+                }
+            }
+            Err(error) => return Err(Error::kernel(&what)(error)),
         }
     }
     Err(taken_again(identity))
