@@ -19,7 +19,7 @@ RUNNER  := $(SANDBOX) $(LAB)/target/release/dmem-runner
 PROGRAMS := tool agent runner
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-debug test-system module in-tree debug-kernel $(PROGRAMS) programs install deb \
+.PHONY: help demo test test-long test-attach test-debug test-system module in-tree debug-kernel $(PROGRAMS) programs install deb \
 	lab lab-update lab-shell lint host-test vm-test vm-list fuzz fuzz-planted fuzz-logic clean
 MAKEFLAGS += --no-print-directory
 
@@ -44,6 +44,12 @@ test: ## everything: checks, host tests, module build, VM cases
 
 test-long: ## VM cases of which make test tries a part only, in full; broken cases
 	@tests/lab/run-tests long
+
+# Cases that are run by name only: each boots real guests and takes a minute.
+ATTACH := migrate-under-load
+
+test-attach: ## guests with what attaches to them: migration, kexec of the host
+	@tests/lab/run-tests vm $(ATTACH)
 
 test-debug: ## KUnit and the VM cases on a kernel with KASAN, lockdep, kmemleak
 	@tests/lab/run-tests debug $(CASES)

@@ -67,20 +67,40 @@ fn try_memory() -> Outcome {
     Ok(())
 }
 
-/// Reads all of the memory over and over until the host says `off`.
+/// Bytes at the start of the memory that `dmem.write=1` has written over and over.
+const WRITTEN: u64 = 32 * MIB;
+
+/// Reads all of the memory over and over until the host says `off`. With `dmem.write=1` the first of it is written
+/// anew in each round, each time with another pattern, and the rest is read at the end. Asked for `rounds`, says how
+/// many there were.
 fn hold(console: &mut File, pattern: Pattern, memory: &Mapping) -> Outcome {
     // SAFETY: a plain system call on an open descriptor.
     if unsafe { libc::fcntl(console.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) } != 0 {
         return Err(io::Error::last_os_error().into());
     }
+    let length = memory.len() as u64;
+    let writes = cmdline::value("dmem.write").is_some();
+    let mut first = pattern;
     let mut heard = String::new();
     for round in 1.. {
-        pattern.verify(memory.words(0, memory.len() as u64), 0)?;
+        first.verify(memory.words(0, WRITTEN), 0)?;
+        if writes {
+            first = Pattern::new(round);
+            first.fill(memory.words(0, WRITTEN), 0);
+        } else {
+            pattern.verify(memory.words(WRITTEN, length - WRITTEN), WRITTEN)?;
+        }
         let mut bytes = [0; 64];
         if let Ok(count) = console.read(&mut bytes) {
             heard.push_str(&String::from_utf8_lossy(&bytes[..count]));
         }
+        if heard.contains("rounds") {
+            heard.clear();
+            writeln!(console, "guest: rounds {round}")?;
+        }
         if heard.contains("off") {
+            first.verify(memory.words(0, WRITTEN), 0)?;
+            pattern.verify(memory.words(WRITTEN, length - WRITTEN), WRITTEN)?;
             writeln!(console, "guest: held for {round} rounds ok")?;
             break;
         }

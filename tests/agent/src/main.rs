@@ -22,6 +22,7 @@ mod machine_check;
 mod mapping;
 mod memory;
 mod module;
+mod monitor;
 mod mount;
 mod page_struct;
 mod pages;

@@ -39,6 +39,16 @@ pub fn mount(
     ))
 }
 
+/// umount(2).
+pub fn unmount(target: &str) -> io::Result<()> {
+    let path = c(target)?;
+    // SAFETY: the path is a NUL-terminated string that outlives the call.
+    match unsafe { libc::umount(path.as_ptr()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Makes `target` the root directory, moving /dev, /proc and /sys along; the old root is gone from view.
 pub fn switch_root(target: &str) -> io::Result<()> {
     for name in ["/dev", "/proc", "/sys"] {

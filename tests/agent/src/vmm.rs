@@ -218,6 +218,15 @@ impl Guest {
         self.seen.join("\n")
     }
 
+    /// Asks a holding guest how many rounds of its memory it has made.
+    pub fn rounds(&mut self) -> Outcome<u64> {
+        let line = self.ask("rounds")?;
+        let rounds = line
+            .strip_prefix("rounds ")
+            .and_then(|text| text.parse().ok());
+        rounds.ok_or_else(|| Failure::Fail(format!("{}: {line}", self.name)))
+    }
+
     /// Asks a holding guest to power off, and waits until it says that its memory was right to the end.
     pub fn power_off(&mut self) -> Outcome {
         self.tell("off")?;

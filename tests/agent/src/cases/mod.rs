@@ -22,6 +22,7 @@ mod lab;
 mod leaves;
 mod lifecycle;
 mod machine_check;
+mod migration;
 mod nested;
 mod peer;
 mod pmem;
@@ -83,6 +84,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         nested::CASES,
         guest::CASES,
         guest_errors::CASES,
+        migration::CASES,
         pmem::CASES,
         fuzz::CASES,
         tool_verbs::CASES,
