@@ -13,6 +13,7 @@ mod command;
 mod control;
 mod counters;
 mod device;
+mod disk;
 mod early;
 mod fuzz;
 mod guest;

@@ -13,10 +13,12 @@ pub const VARIABLE: &str = "DMEM_RESETS";
 pub const CODE: i32 = 5;
 /// The same for one that wants another boot, with the parameters in [`PARAMETERS`].
 pub const BOOT_CODE: i32 = 6;
+/// The same for one that has loaded another kernel, which is to take over.
+pub const KEXEC_CODE: i32 = 7;
 /// Further kernel parameters for the next boot.
 pub const PARAMETERS: &str = "/run/dmem/parameters";
 
-/// How many times the running case had the VM reset, or booted again.
+/// How many times the running case had the VM reset, booted again or gone on in another kernel.
 pub fn count() -> u32 {
     let text = std::env::var(VARIABLE).unwrap_or_default();
     text.parse().unwrap_or(0)
@@ -35,4 +37,11 @@ pub fn vm() -> ! {
 pub fn boot_with(parameters: &str) -> Outcome {
     std::fs::write(PARAMETERS, parameters)?;
     std::process::exit(BOOT_CODE)
+}
+
+/// Has the kernel that was loaded by kexec_file_load(2) take over. Memory survives, and disks do.
+///
+/// For the process of a case itself, as [`vm`].
+pub fn kexec() -> ! {
+    std::process::exit(KEXEC_CODE)
 }

@@ -114,6 +114,16 @@ fn run(case: &Case, control: &mut Control, log: &mut KernelLog) -> Outcome {
             control.request(&format!("boot {}", parameters.trim()))?;
             format!("not ok - {} # the VM was not booted again", case.name)
         }
+        (Ok(Some(reset::KEXEC_CODE)), None) => {
+            note(&format!("case {} goes on in another kernel", case.name));
+            control.request("kexec")?;
+            // SAFETY: plain system calls; what was written has to be on the disks.
+            unsafe {
+                libc::sync();
+                libc::reboot(libc::RB_KEXEC);
+            }
+            format!("not ok - {} # no kernel took over", case.name)
+        }
         (Ok(Some(SKIP)), None) => format!("ok - {} # SKIP {}", case.name, reason()),
         (Ok(Some(_)), None) => format!("not ok - {} # {}", case.name, reason()),
         (Ok(None), None) => format!("not ok - {} # the case was killed by a signal", case.name),

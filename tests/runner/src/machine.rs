@@ -24,6 +24,8 @@ pub struct Machine {
     cpus: u32,
     /// MiB of host memory the cases of this machine may touch.
     pub cost: u64,
+    /// Two more disks: the initramfs, and an empty one that survives whatever becomes of the kernel.
+    pub disks: bool,
 }
 
 const GIB: u64 = 1024;
@@ -50,6 +52,7 @@ const STD: Machine = Machine {
     cpu: CPU,
     cpus: 2,
     cost: 7 * GIB,
+    disks: false,
 };
 
 const INTEL: Machine = Machine {
@@ -124,6 +127,16 @@ pub const MACHINES: &[Machine] = &[
     Machine {
         name: "nested",
         cpu: CPU_LA48,
+        ..STD
+    },
+    // As nested, for one guest, with what it takes to go on in another kernel by kexec.
+    Machine {
+        name: "kexec",
+        memory: 7 * GIB,
+        reserved: &[(3, 4)],
+        cpu: CPU_LA48,
+        cost: 3 * GIB,
+        disks: true,
         ..STD
     },
     // A machine check is broadcast, and whoever waits for a CPU that the host does not run gives up after a second:

@@ -187,6 +187,7 @@ impl Session<'_> {
             match request {
                 "next" => return self.on_next(vm, next),
                 "reset" => return self.on_reset(vm),
+                "kexec" => return self.begin_again().or_else(|| reached(vm.reply(""))),
                 _ => {}
             }
             if let Some(parameters) = request.strip_prefix("boot ") {

@@ -254,6 +254,20 @@ fn command(
     if lab.overlay.is_some() {
         line.push_str(" dmem.overlay=/dev/vdb");
     }
+    if machine.disks {
+        // Behind the others, and found by their serial numbers. What is written to the empty one goes to a file that
+        // QEMU makes for itself.
+        let initramfs = format!(
+            "file={},format=raw,if=none,id=initramfs,readonly=on",
+            initramfs.path_in_child()
+        );
+        let empty =
+            "driver=raw,file.driver=null-co,file.size=2G,file.read-zeroes=on,if=none,id=empty,snapshot=on";
+        for (id, drive) in [("initramfs", initramfs.as_str()), ("empty", empty)] {
+            let device = format!("virtio-blk-pci,drive={id},serial={id}");
+            command.args(["-drive", drive, "-device", &device]);
+        }
+    }
     command.args(["-append", &line]);
     command
 }
