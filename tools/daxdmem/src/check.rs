@@ -12,7 +12,7 @@ mod memory;
 mod poison;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde::Serialize;
@@ -99,6 +99,18 @@ impl Finding {
         self.advice = Some(text.into());
         self
     }
+}
+
+/// Whether the driver is there for the kernel of that release.
+pub fn has_driver(root: &Path, release: &str) -> bool {
+    let scene = Scene {
+        root: root.to_owned(),
+        is_root: true,
+        bus: Bus::default(),
+        state: None,
+        unowned: Unowned::default(),
+    };
+    kernel::has_driver(&scene, release)
 }
 
 /// What is looked at.

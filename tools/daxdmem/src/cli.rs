@@ -3,6 +3,7 @@
 //! The command line.
 
 pub mod check;
+pub mod kexec;
 pub mod layout;
 mod libvirt;
 pub mod poison;
@@ -137,6 +138,14 @@ pub enum Command {
     ///
     /// A layout that declares just these guests is left as it is; another one is kept as FILE.old.
     Save(SaveArgs),
+    /// Prepare a kexec of the host after which guests go on with the memory they had
+    ///
+    /// Checks that the guests would come back in the same place, writes down what they have there, and loads the next
+    /// kernel with the same reservation. The first apply after the kexec gives the memory back as it is, and uses up
+    /// what was written down; whatever is not as it was is scrubbed. Anything else that changes devices before the kexec
+    /// gives it up.
+    #[command(after_long_help = kexec::EXAMPLES)]
+    KexecPrepare(kexec::KexecArgs),
     /// Show and edit which pages are kept out of use because they failed
     ///
     /// A page of 4K that reports an uncorrectable error is out of use at once and for good: whoever maps it is told, and

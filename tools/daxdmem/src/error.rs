@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use crate::align::Align;
 use crate::driver::Quarantine;
+use crate::kexec::error::KexecError;
 use crate::layout::LayoutError;
 use crate::libvirt::LibvirtError;
 use crate::name::{DeviceName, GuestName, PartName, Target};
@@ -181,6 +182,9 @@ pub enum Error {
 
     #[error(transparent)]
     Poison(#[from] PoisonError),
+
+    #[error(transparent)]
+    Kexec(#[from] KexecError),
 
     #[error("{what}: {source}{hint}")]
     Kernel {

@@ -26,6 +26,7 @@ mod file;
 mod holders;
 mod host;
 mod journal;
+mod kexec;
 mod land;
 mod layout;
 mod lend;
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
         Command::Set(args) => verb::set::run(args, &links),
         Command::Apply(args) => verb::apply::run(args, &links),
         Command::Save(args) => verb::save::run(args, &links),
+        Command::KexecPrepare(args) => verb::kexec_prepare::run(args, &links),
         Command::Show(args) => verb::show::run(args, &links),
         Command::Stats(args) => verb::stats::run(args, &links),
         Command::Top(args) => verb::top::run(args, &links),

@@ -13,6 +13,7 @@ use crate::change;
 use crate::driver::Driver;
 use crate::error::{Error, Result};
 use crate::journal::{Create, CreateAll, Group, Operation, Survey};
+use crate::kexec::{self, Seal};
 use crate::land::{Holding, Land};
 use crate::layout::placement::Place;
 use crate::link::Links;
@@ -38,6 +39,8 @@ pub struct Plan {
     whole: Option<Range>,
     /// What is chosen for it.
     pub settings: Settings,
+    /// What its memory has to be for it to be kept as it is.
+    pub keep: Option<Seal>,
 }
 
 impl Plan {
@@ -52,6 +55,7 @@ impl Plan {
             region: region.path.clone(),
             whole: Some(place.region),
             settings,
+            keep: None,
         }
     }
 
@@ -183,6 +187,7 @@ impl<'l> Planner<'l> {
             whole: self.extents.get(&layout.region).copied(),
             layout,
             settings,
+            keep: None,
         })
     }
 }
@@ -350,11 +355,16 @@ fn make(store: &mut Store, links: &Links, plan: &Plan) -> Result<Identity> {
             *range,
         )?;
     }
-    // Before it can be opened: device 0 may have a node that somebody else was given.
-    if let Some(access) = entry.settings.access {
-        change::set_access(&device, access)?;
+    match &plan.keep {
+        Some(seal) => kexec::bind(&device, &entry.name, seal, &entry.ranges, &entry.settings)?,
+        None => {
+            // Before it can be opened: device 0 may have a node that somebody else was given.
+            if let Some(access) = entry.settings.access {
+                change::set_access(&device, access)?;
+            }
+            change::bind(&device, entry.settings.scrub)?;
+        }
     }
-    change::bind(&device, entry.settings.scrub)?;
     change::expect_ranges(&device, &entry.ranges)?;
     repair::record(store, links, &entry, &device)?;
     Ok(device)

@@ -9,6 +9,7 @@ use crate::bus::{Bus, Device, Range};
 use crate::change::read as bus;
 use crate::driver::Driver;
 use crate::error::{Error, Result, VerbError};
+use crate::kexec;
 use crate::land::Land;
 use crate::layout;
 use crate::link::Links;
@@ -25,6 +26,7 @@ pub mod check;
 pub mod completion;
 pub mod create;
 pub mod destroy;
+pub mod kexec_prepare;
 pub mod libvirt_setup;
 pub mod libvirt_xml;
 pub mod list;
@@ -76,6 +78,7 @@ fn start(verb: &'static str, links: &Links) -> Result<(Store, Land)> {
     for line in told {
         note(&line);
     }
+    kexec::revoke_for(verb)?;
     Ok((store, land))
 }
 

@@ -111,13 +111,7 @@ fn driver(scene: &Scene) -> Option<Finding> {
         );
     }
     if !knows(scene, &release, Driver::NAME) {
-        // One that modprobe is told to get from elsewhere.
-        let line = format!("install {} ", Driver::NAME);
-        if scene
-            .modprobe_lines()
-            .iter()
-            .any(|found| found.starts_with(&line))
-        {
+        if is_elsewhere(scene) {
             return Some(Finding::ok(
                 CHECK,
                 "dax_dmem is there; daxdmem loads it when it is needed",
@@ -145,6 +139,18 @@ fn driver(scene: &Scene) -> Option<Finding> {
             "dax_dmem is there; daxdmem loads it when it is needed",
         )),
     }
+}
+
+/// Whether modprobe is told to get the driver from elsewhere.
+fn is_elsewhere(scene: &Scene) -> bool {
+    let line = format!("install {} ", Driver::NAME);
+    let lines = scene.modprobe_lines();
+    lines.iter().any(|found| found.starts_with(&line))
+}
+
+/// Whether the driver is there for a kernel.
+pub fn has_driver(scene: &Scene, release: &str) -> bool {
+    knows(scene, release, Driver::NAME) || is_elsewhere(scene)
 }
 
 /// Whether the kernel's list of modules has it.

@@ -16,6 +16,7 @@ use crate::bus::{Bus, Identity};
 use crate::cli::layout::ApplyArgs;
 use crate::cli::SettingsArgs;
 use crate::error::{Error, Result};
+use crate::kexec;
 use crate::layout::place::place;
 use crate::layout::placement::Placement;
 use crate::layout::plan::{compare, placement, Action, Step};
@@ -59,7 +60,13 @@ pub fn run(args: &ApplyArgs, links: &Links) -> Result<()> {
     if args.dry_run {
         return Ok(());
     }
+    if let Some(record) = kexec::take(&path) {
+        kexec::seal(&mut steps, &record);
+    }
     let works = |step: &Step| step.is_made() || step.action == Action::Change;
+    if steps.iter().any(|step| works(step) || step.is_unmade()) {
+        kexec::revoke()?;
+    }
     if steps.iter().any(works) {
         need_driver(&store)?;
     }

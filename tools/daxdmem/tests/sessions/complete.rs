@@ -29,6 +29,10 @@ const LOOKS: &[(&str, &str)] = &[
         "modprobe dax_dmem: exit status",
     ),
     (
+        "kexec.rs: cannot {doing} {}",
+        "cannot (look at the memory of|remove) /(dev|var)",
+    ),
+    (
         "layout/placement.rs: cannot {doing} {}",
         "cannot (create|read|write) /var/lib/daxdmem",
     ),
@@ -78,6 +82,14 @@ const EXCUSED: &[(&str, &str)] = &[
     (
         "Error::StaticRegion",
         "takes persistent memory, and none of the VMs of the sessions has any",
+    ),
+    (
+        "Refusal::Devices",
+        "a layout that is the same declares the same devices; a test in kexec/record.rs has it",
+    ),
+    (
+        "verb/kexec_prepare.rs: cannot unload the next kernel",
+        "the kernel refuses that to nobody who may load one",
     ),
     (
         "access.rs: another program made it {now} at the same moment",
