@@ -46,7 +46,7 @@ test-long: ## VM cases of which make test tries a part only, in full; broken cas
 	@tests/lab/run-tests long
 
 # Cases that are run by name only: each boots real guests and takes a minute.
-ATTACH := migrate-under-load
+ATTACH := migrate-under-load kexec-guest kexec-refusals
 
 test-attach: ## guests with what attaches to them: migration, kexec of the host
 	@tests/lab/run-tests vm $(ATTACH)

@@ -18,6 +18,8 @@ mod holes;
 mod holes_dax;
 mod hostile;
 mod isolation;
+mod kexec;
+mod kexec_refusals;
 mod lab;
 mod leaves;
 mod lifecycle;
@@ -85,6 +87,8 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         guest::CASES,
         guest_errors::CASES,
         migration::CASES,
+        kexec::CASES,
+        kexec_refusals::CASES,
         pmem::CASES,
         fuzz::CASES,
         tool_verbs::CASES,
