@@ -308,6 +308,13 @@ pub struct QemuArgs {
     /// The guest's name, NAME:NODE for one of several devices, or the device's, daxX.Y
     #[arg(value_name = "NAME[:NODE]|daxX.Y")]
     pub target: Target,
+    /// Let the guest's memory begin with this device, which has struct pages, for what needs them
+    ///
+    /// For disks with O_DIRECT above all. The device is in mode devdax (`daxdmem mode NAME devdax`), 128M to 1G are
+    /// enough for most. All of the guest's memory below 4G is in it: a guest that is started with swiotlb=force on its
+    /// kernel's command line copies what it reads and writes through there, where its devices have iommu_platform=on.
+    #[arg(long, value_name = "NAME|daxX.Y")]
+    pub dma_window: Option<Target>,
 }
 
 #[cfg(test)]

@@ -159,6 +159,12 @@ pub enum Error {
     )]
     NotBound { target: Target, mode: String },
 
+    #[error(
+        "{target} is no window for DMA: it is {mode}, and has no struct pages\n\
+         Give it some: `daxdmem mode {target} devdax`"
+    )]
+    NoWindow { target: Target, mode: String },
+
     #[error("dax_dmem did not take {device}{instead}\nThe kernel log says why: `dmesg | tail`")]
     Refused { device: DeviceName, instead: String },
 

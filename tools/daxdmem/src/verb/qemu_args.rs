@@ -17,19 +17,46 @@ use crate::terminal::answer;
 
 /// Runs it.
 pub fn run(args: &QemuArgs, links: &Links) -> Result<()> {
-    answer(&format!("{}\n", text(&devices(&args.target, links)?)))
+    let window = match &args.dma_window {
+        Some(target) => windows(target, links)?,
+        None => Vec::new(),
+    };
+    let text = text(&window, &devices(&args.target, links)?);
+    answer(&format!("{text}\n"))
 }
 
 /// The page-less devices that a command names, each with the path by which QEMU finds it.
 pub fn devices(target: &Target, links: &Links) -> Result<Vec<(Device, PathBuf)>> {
+    found(target, links, |mode| match mode {
+        Mode::PageLess => Ok(()),
+        mode => Err(Error::NotBound {
+            target: target.clone(),
+            mode: mode.to_string(),
+        }),
+    })
+}
+
+/// Likewise those that have struct pages.
+fn windows(target: &Target, links: &Links) -> Result<Vec<(Device, PathBuf)>> {
+    found(target, links, |mode| match mode {
+        Mode::Devdax => Ok(()),
+        mode => Err(Error::NoWindow {
+            target: target.clone(),
+            mode: mode.to_string(),
+        }),
+    })
+}
+
+fn found(
+    target: &Target,
+    links: &Links,
+    check: impl Fn(Mode) -> Result<()>,
+) -> Result<Vec<(Device, PathBuf)>> {
     let (state, now) = look(links)?;
     let state = state.unwrap_or_else(|| guests_by_links(links, &now));
     let found = resolve(target, &state, &now)?;
-    if let Some((device, _)) = found.iter().find(|(device, _)| !device.is_page_less()) {
-        return Err(Error::NotBound {
-            target: target.clone(),
-            mode: Mode::of(device).to_string(),
-        });
+    for (device, _) in &found {
+        check(Mode::of(device))?;
     }
     let path = |device: &Device, name: &Option<PartName>| match (target, name) {
         (Target::Guest(_), Some(name)) => links.path(name),
@@ -43,20 +70,32 @@ pub fn devices(target: &Target, links: &Links) -> Result<Vec<(Device, PathBuf)>>
 
 /// One line. With one device the object's id is the same for all guests: a QEMU has one such object for its RAM. With
 /// several the guest has as many NUMA nodes, and QEMU wants to be told the sum.
-fn text(devices: &[(Device, PathBuf)]) -> String {
-    if let [(device, path)] = devices {
+///
+/// A window comes first, and nothing else lies below 4 GiB in the guest: so whatever the guest's kernel wants to have
+/// there, its bounce buffers (swiotlb) above all, is in it.
+fn text(window: &[(Device, PathBuf)], devices: &[(Device, PathBuf)]) -> String {
+    let low: u64 = window.iter().map(|(device, _)| device.size).sum();
+    let devices: Vec<_> = window.iter().chain(devices).collect();
+    if let [(device, path)] = devices[..] {
         let object = object("ram", device, path);
         return format!("{object} -machine memory-backend=ram");
     }
     let size: u64 = devices.iter().map(|(device, _)| device.size).sum();
-    let node = |(index, (device, path)): (usize, &(Device, PathBuf))| {
+    let node = |(index, (device, path)): (usize, &&(Device, PathBuf))| {
         let id = format!("ram{index}");
         let object = object(&id, device, path);
         format!(" {object} -numa node,nodeid={index},memdev={id}")
     };
     let nodes: String = devices.iter().enumerate().map(node).collect();
-    format!("-m {}M{nodes}", size >> 20)
+    let machine = match low {
+        0 => String::new(),
+        low => format!(" -machine max-ram-below-4g={}", low.min(MOST_LOW)),
+    };
+    format!("-m {}M{nodes}{machine}", size >> 20)
 }
+
+/// What every machine type of QEMU can have below 4 GiB (q35: 2 GiB).
+const MOST_LOW: u64 = 2 << 30;
 
 /// What QEMU's mapping has to be aligned to, for the largest leaves: QEMU puts it at an address of its own choice, by
 /// default 4 KiB beside any boundary.
@@ -91,7 +130,7 @@ mod tests {
     fn what_qemu_is_told() {
         let mut device = crate::report::tests::device();
         let path = Path::new("/dev/daxdmem/vm1");
-        let text = |device: &Device, path: &Path| text(&[(device.clone(), path.to_owned())]);
+        let text = |device: &Device, path: &Path| text(&[], &[(device.clone(), path.to_owned())]);
         let line = |align| {
             format!(
                 "-object memory-backend-file,id=ram,mem-path=/dev/daxdmem/vm1,size=2147483648,share=on,align={align},\
@@ -119,12 +158,37 @@ mod tests {
         };
         let path = |node: u32| PathBuf::from(format!("/dev/daxdmem/db1:{node}"));
         assert_eq!(
-            text(&[(first, path(0)), (second, path(3))]),
+            text(&[], &[(first, path(0)), (second, path(3))]),
             "-m 2560M \
              -object memory-backend-file,id=ram0,mem-path=/dev/daxdmem/db1:0,size=2147483648,share=on,align=1G,\
              prealloc=off,merge=off,dump=off -numa node,nodeid=0,memdev=ram0 \
              -object memory-backend-file,id=ram1,mem-path=/dev/daxdmem/db1:3,size=536870912,share=on,align=2M,\
              prealloc=off,merge=off,dump=off -numa node,nodeid=1,memdev=ram1"
         );
+    }
+    #[test]
+    fn a_window_comes_first_and_is_all_there_is_below_4_gib() {
+        let memory = crate::report::tests::device();
+        let window = Device {
+            ranges: None,
+            size: 512 << 20,
+            ..memory.clone()
+        };
+        let path = |name: &str| PathBuf::from("/dev/daxdmem").join(name);
+        assert_eq!(
+            text(&[(window, path("w"))], &[(memory.clone(), path("vm1"))]),
+            "-m 2560M \
+             -object memory-backend-file,id=ram0,mem-path=/dev/daxdmem/w,size=536870912,share=on,align=2M,\
+             prealloc=off,merge=off,dump=off -numa node,nodeid=0,memdev=ram0 \
+             -object memory-backend-file,id=ram1,mem-path=/dev/daxdmem/vm1,size=2147483648,share=on,align=1G,\
+             prealloc=off,merge=off,dump=off -numa node,nodeid=1,memdev=ram1 \
+             -machine max-ram-below-4g=536870912"
+        );
+        let large = Device {
+            size: 8 << 30,
+            ..memory.clone()
+        };
+        assert!(text(&[(large, path("w"))], &[(memory, path("vm1"))])
+            .ends_with(" -machine max-ram-below-4g=2147483648"));
     }
 }
