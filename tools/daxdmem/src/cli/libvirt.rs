@@ -41,6 +41,12 @@ pub struct LibvirtXmlArgs {
     /// Write to this file [default: the one that is changed, or the standard output]
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// Have disks that bypass the host's page cache, which cannot work, go through it
+    ///
+    /// cache='none' becomes 'writeback', 'directsync' becomes 'writethrough', io='native' becomes 'threads'. The guest's
+    /// flushes reach the disk as before.
+    #[arg(long, requires = "into")]
+    pub fix_disks: bool,
 }
 
 /// See [`super::Command::LibvirtSetup`].

@@ -101,8 +101,17 @@ pub struct Edited {
     pub warnings: Vec<String>,
 }
 
+/// What becomes of disks that bypass the page cache, which cannot work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disks {
+    /// They are named, and left to the operator.
+    Name,
+    /// They go through the page cache.
+    Mend,
+}
+
 /// The domain with its memory from a device, and all else as it is, byte for byte. `file` is what messages call it.
-pub fn edit(file: &str, text: &str, memory: &Memory) -> Result<Edited, LibvirtError> {
+pub fn edit(file: &str, text: &str, memory: &Memory, disks: Disks) -> Result<Edited, LibvirtError> {
     let doc = Document::parse(text).map_err(|error| LibvirtError::NotXml {
         file: file.to_owned(),
         why: error.to_string(),
@@ -147,7 +156,7 @@ pub fn edit(file: &str, text: &str, memory: &Memory) -> Result<Edited, LibvirtEr
     editor.reboot(devices);
     editor.balloon(devices);
     editor.command_line(memory);
-    editor.look(devices);
+    editor.look(devices, disks);
     match editor.conflicts.is_empty() {
         true => Ok(Edited {
             warnings: editor.warnings,
@@ -422,16 +431,37 @@ impl<'d, 'i> Editor<'d, 'i> {
     }
 
     /// What works badly or not at all, and is the operator's to change.
-    fn look(&mut self, devices: Node<'d, 'i>) {
+    fn look(&mut self, devices: Node<'d, 'i>, disks: Disks) {
         for disk in devices.children().filter(|node| node.has_tag_name("disk")) {
-            self.look_at_disk(disk);
+            let driver = child(disk, "driver").filter(|_| disks == Disks::Mend);
+            if let Some(driver) = driver {
+                self.mend(driver);
+            }
+            self.look_at_disk(disk, disks);
         }
     }
 
-    fn look_at_disk(&mut self, disk: Node<'d, 'i>) {
+    /// What the guest is told has been written is on the disk as before: by its own flushes, or with directsync by a
+    /// flush behind each write.
+    fn mend(&mut self, driver: Node<'d, 'i>) {
+        let cache = match driver.attribute("cache") {
+            Some("none") => Some("writeback"),
+            Some("directsync") => Some("writethrough"),
+            _ => None,
+        };
+        if let Some(cache) = cache {
+            self.splices.set_attribute(driver, "cache", cache);
+        }
+        // For disks past the page cache alone.
+        if driver.attribute("io") == Some("native") {
+            self.splices.set_attribute(driver, "io", "threads");
+        }
+    }
+
+    fn look_at_disk(&mut self, disk: Node<'d, 'i>, disks: Disks) {
         let target = child(disk, "target").and_then(|target| target.attribute("dev"));
         let target = target.unwrap_or("without a target");
-        if let Some(driver) = child(disk, "driver") {
+        if let Some(driver) = child(disk, "driver").filter(|_| disks == Disks::Name) {
             let cache = driver.attribute("cache");
             let io = driver.attribute("io");
             if let Some(cache @ ("none" | "directsync")) = cache {
@@ -439,7 +469,7 @@ impl<'d, 'i> Editor<'d, 'i> {
                     driver,
                     &format!(
                         "disk {target}: cache='{cache}' bypasses the page cache, which takes pages of guest memory: the \
-                         guest cannot read it; use cache='writeback'"
+                         guest cannot read it; use cache='writeback' (--fix-disks)"
                     ),
                 );
             } else if io == Some("native") {

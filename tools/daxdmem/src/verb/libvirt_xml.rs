@@ -10,7 +10,7 @@ use crate::access::Access;
 use crate::cli::LibvirtXmlArgs;
 use crate::edit::Edit;
 use crate::error::{Error, Result};
-use crate::libvirt::domain::{self, Edited, Memory};
+use crate::libvirt::domain::{self, Disks, Edited, Memory};
 use crate::libvirt::LibvirtError;
 use crate::link::Links;
 use crate::name::Target;
@@ -40,7 +40,11 @@ pub fn run(args: &LibvirtXmlArgs, links: &Links) -> Result<()> {
             let name = file.display().to_string();
             let text = fs::read_to_string(file)
                 .map_err(Error::kernel(format!("cannot read the domain {name}")))?;
-            let Edited { text, warnings } = domain::edit(&name, &text, &memory)?;
+            let disks = match args.fix_disks {
+                true => Disks::Mend,
+                false => Disks::Name,
+            };
+            let Edited { text, warnings } = domain::edit(&name, &text, &memory, disks)?;
             (text, warnings)
         }
     };

@@ -20,7 +20,7 @@ fn memory(name: &str, size: u64) -> Memory {
 }
 
 fn edited(text: &str, size: u64) -> Edited {
-    match edit("vm1.xml", text, &memory("vm1", size)) {
+    match edit("vm1.xml", text, &memory("vm1", size), Disks::Name) {
         Ok(edited) => edited,
         Err(error) => panic!("{error}\n{text}"),
     }
@@ -66,26 +66,28 @@ fn a_new_domain() {
 #[test]
 fn the_rest_of_a_domain_stays_byte_for_byte() {
     validate(RICH);
-    let done = edit("db1.xml", RICH, &memory("db1", 8 * GIB)).unwrap();
+    let done = edit("db1.xml", RICH, &memory("db1", 8 * GIB), Disks::Name).unwrap();
     assert_eq!(done.text, RICH_EDITED);
     assert_eq!(
         done.warnings,
         ["line 31: <on_reboot> becomes destroy: a guest that reboots is shut off, and started by `virsh start`"]
     );
     validate(&done.text);
-    let again = edit("db1.xml", &done.text, &memory("db1", 8 * GIB)).unwrap();
+    let again = edit("db1.xml", &done.text, &memory("db1", 8 * GIB), Disks::Name).unwrap();
     assert_eq!((again.text.as_str(), again.warnings), (RICH_EDITED, vec![]));
 }
 
 #[test]
 fn another_device_takes_the_place_of_the_last() {
-    let first = edit("db1.xml", RICH, &memory("db1", 8 * GIB)).unwrap().text;
+    let first = edit("db1.xml", RICH, &memory("db1", 8 * GIB), Disks::Name)
+        .unwrap()
+        .text;
     let smaller = Memory {
         path: "/dev/daxdmem/db2".to_owned(),
         size: 514 << 20,
         align: 2 << 20,
     };
-    let second = edit("db1.xml", &first, &smaller).unwrap().text;
+    let second = edit("db1.xml", &first, &smaller, Disks::Name).unwrap().text;
     validate(&second);
     let wanted = RICH_EDITED
         .replace(">8192<", ">514<")
@@ -105,9 +107,9 @@ fn another_device_takes_the_place_of_the_last() {
     };
     let text = quoted(&first, &memory("db1", 8 * GIB));
     assert_ne!(text, first);
-    let again = edit("db1.xml", &text, &memory("db1", 8 * GIB)).unwrap();
+    let again = edit("db1.xml", &text, &memory("db1", 8 * GIB), Disks::Name).unwrap();
     assert_eq!(again.text, text);
-    let other = edit("db1.xml", &text, &smaller).unwrap();
+    let other = edit("db1.xml", &text, &smaller, Disks::Name).unwrap();
     assert_eq!(other.text, quoted(&second, &smaller));
 }
 
@@ -151,7 +153,7 @@ fn arguments_of_others_stay() {
 
 #[test]
 fn what_contradicts_is_refused() {
-    let conflicts = |text: &str| match edit("vm1.xml", text, &memory("vm1", GIB)) {
+    let conflicts = |text: &str| match edit("vm1.xml", text, &memory("vm1", GIB), Disks::Name) {
         Err(LibvirtError::Conflicts { conflicts, .. }) => conflicts.join("\n"),
         other => panic!("{other:?}"),
     };
@@ -275,7 +277,7 @@ fn what_is_no_domain_is_refused() {
             "vm1.xml is no well-formed XML: ",
         ),
     ] {
-        let error = edit("vm1.xml", text, &memory("vm1", GIB))
+        let error = edit("vm1.xml", text, &memory("vm1", GIB), Disks::Name)
             .unwrap_err()
             .to_string();
         assert!(error.contains(why), "{error}");
@@ -410,5 +412,35 @@ proptest! {
         let args: Vec<_> = line.children().filter_map(|node| node.attribute("value")).collect();
         let wanted = memory("vm1", size).args();
         prop_assert!(args.ends_with(&wanted.each_ref().map(String::as_str)));
+    }
+}
+
+#[test]
+fn disks_past_the_page_cache_are_mended_on_request() {
+    let disk = |driver: &str| {
+        let disk = format!(
+            "    <disk type='file' device='disk'>\n      <driver name='qemu'{driver}/>\n      \
+             <source file='/a.img'/>\n      <target dev='vda' bus='virtio'/>\n    </disk>\n"
+        );
+        domain("", &disk)
+    };
+    for (before, after) in [
+        (
+            " cache='none' io='native'",
+            " cache='writeback' io='threads'",
+        ),
+        (" cache='directsync'", " cache='writethrough'"),
+        (" io='native'", " io='threads'"),
+        ("", ""),
+        (
+            " cache='unsafe' io='io_uring'",
+            " cache='unsafe' io='io_uring'",
+        ),
+    ] {
+        let memory = memory("vm1", GIB);
+        let mended = edit("vm1.xml", &disk(before), &memory, Disks::Mend).unwrap();
+        assert_eq!(mended.warnings, [""; 0], "{before}");
+        assert_eq!(mended.text, edited(&disk(after), GIB).text);
+        validate(&mended.text);
     }
 }
