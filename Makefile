@@ -31,7 +31,7 @@ help: ## this list
 	@echo '  KDIR=DIR          make module: build by this machine against the prepared kernel tree DIR'
 	@echo '  KSRC=DIR          make in-tree: the top of a Linux source tree, 7.2 or later'
 	@echo '  DESTDIR= PREFIX=/usr/local DAXDMEM=FILE  make install: where to, and the tool if it is built'
-	@echo '  CASES="NAME …"    make vm-test, test-debug, test-system: only these cases'
+	@echo '  CASES="NAME …"    make vm-test, test-debug, test-attach, test-system: only these'
 	@echo '  FUZZ_SECONDS=N    make fuzz-logic: for so long (60)'
 	@echo '  SEED= SEEDS= OPS= make fuzz: first seed (any), how many (10), operations of each (20000);'
 	@echo '                    KEEP=, HOLES=1, TRACE=1, KERNEL=debug: see Documentation/fuzzing.md'
@@ -45,14 +45,11 @@ test: ## everything: checks, host tests, module build, VM cases
 test-long: ## VM cases of which make test tries a part only, in full; broken cases
 	@tests/lab/run-tests long
 
-# Cases that are run by name only: each boots real guests and takes a minute.
-ATTACH := migrate-under-load kexec-guest kexec-refusals
-
-test-attach: ## guests with what attaches to them: migration, kexec of the host
-	@tests/lab/run-tests vm $(ATTACH)
-
 test-debug: ## KUnit and the VM cases on a kernel with KASAN, lockdep, kmemleak
 	@tests/lab/run-tests debug $(CASES)
+
+test-attach: ## guests with disks, networks, PCI devices; migration, kexec of the host
+	@tests/lab/run-tests attach $(CASES)
 
 test-system: ## the admin guide, boots, upgrade and purge on a whole Debian 13
 	@tests/lab/run-tests system $(CASES)

@@ -9,6 +9,7 @@
 //! | `read`, `write` | has the program touch its page; says what it was told, and forgets the program |
 //! | `look` | has the kernel look at the machine check banks each second, not each five minutes |
 //! | `check` | looks whether all other memory holds what was written |
+//! | `disk …`, `net …` | reads or writes a disk, or talks to the host by TCP, see [`crate::guest_io`] |
 //! | `reboot`, `off` | what they say, without an answer |
 
 use std::fs::File;
@@ -26,7 +27,7 @@ use crate::poison::PAGE;
 use crate::probe;
 use crate::region::MIB;
 use crate::spinner::describe;
-use crate::{cmdline, fail, mount, supervisor, sysfs};
+use crate::{cmdline, fail, guest_io, mount, supervisor, sysfs};
 
 /// Left to the kernel while the pattern fills everything else.
 const SPARE: u64 = 60 * MIB;
@@ -155,9 +156,11 @@ fn obey(console: &mut File) -> Outcome {
             }
             "off" => return Ok(()),
             "" => continue,
+            command if guest_io::knows(command) => guest_io::obey(command),
             other => format!("knows no {other}"),
         };
-        writeln!(console, "guest: {answer}")?;
+        // At once: the kernel's own messages come to the same console.
+        console.write_all(format!("guest: {answer}\n").as_bytes())?;
     }
     Ok(())
 }

@@ -12,8 +12,6 @@ use crate::case::{Failure, Outcome};
 pub const DIRECTORY: &str = "/run/dmem";
 /// The driver.
 pub const MODULE: &str = "dax_dmem";
-/// The initramfs of second-level guests.
-pub const GUEST_INITRAMFS: &str = "/run/dmem/guest.cpio";
 
 const TOOL: &str = "daxdmem";
 
@@ -30,6 +28,22 @@ pub fn carry(from: &Path, to: &Path) -> io::Result<()> {
 /// A file of the payload.
 pub fn path(name: &str) -> PathBuf {
     Path::new(DIRECTORY).join(name)
+}
+
+/// The initramfs of second-level guests, with the modules for disks and network or without.
+pub fn guest_initramfs(modules: bool) -> io::Result<PathBuf> {
+    let plain = path("guest.cpio");
+    let whole = path("guest-whole.cpio");
+    if !modules {
+        return Ok(plain);
+    }
+    if !whole.exists() {
+        // The kernel unpacks archives that follow each other.
+        let mut bytes = fs::read(plain)?;
+        bytes.extend(fs::read(path("guest-modules.cpio"))?);
+        fs::write(&whole, bytes)?;
+    }
+    Ok(whole)
 }
 
 fn module_file() -> PathBuf {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::case::{Failure, Named, Outcome};
 use crate::cmdline::patient;
 use crate::device::Device;
-use crate::payload::GUEST_INITRAMFS;
+use crate::payload;
 use crate::region::MIB;
 use crate::{check, fail, sysfs};
 
@@ -60,6 +60,8 @@ pub struct Model {
     pub cpu: &'static str,
     /// Further kernel parameters: what the guest's init does, see [`crate::guest`].
     pub parameters: &'static str,
+    /// Whether it gets the modules for disks and network along.
+    pub modules: bool,
     /// What QEMU does instead of a reset of the guest, `-action reboot=`.
     pub on_reboot: &'static str,
 }
@@ -69,6 +71,7 @@ impl Model {
     pub const PLAIN: Model = Model {
         cpu: "qemu64,+svm",
         parameters: "",
+        modules: false,
         on_reboot: "shutdown",
     };
 }
@@ -112,7 +115,9 @@ impl Guest {
             .args(["-m", &format!("{}M", bytes / MIB)])
             .args(memory);
         command.args(["-kernel", &format!("/usr/lib/modules/{release}/vmlinuz")]);
-        command.args(["-initrd", GUEST_INITRAMFS, "-append", &append]);
+        let initramfs = payload::guest_initramfs(model.modules)?;
+        command.arg("-initrd").arg(initramfs);
+        command.args(["-append", &append]);
         // QEMU's own complaints share the console's way into the report.
         let (reader, writer) = UnixStream::pair()?;
         let stdout = OwnedFd::from(writer.try_clone()?);
@@ -188,8 +193,13 @@ impl Guest {
 
     /// Has a guest with commands ([`crate::guest`]) do something, and waits for its answer, without `guest: `.
     pub fn ask(&mut self, command: &str) -> Outcome<String> {
+        self.ask_within(command, Duration::from_secs(60))
+    }
+
+    /// The same for something that takes its time.
+    pub fn ask_within(&mut self, command: &str, limit: Duration) -> Outcome<String> {
         self.tell(command)?;
-        let line = self.wait_for("guest: ", Duration::from_secs(60))?;
+        let line = self.wait_for("guest: ", limit)?;
         Ok(line["guest: ".len()..].to_owned())
     }
 
@@ -210,6 +220,11 @@ impl Guest {
     pub fn has_said(&mut self, text: &str) -> bool {
         self.seen.extend(self.console.try_iter());
         self.seen.iter().any(|line| line.contains(text))
+    }
+
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.qemu.id()
     }
 
     /// What its console has shown so far.

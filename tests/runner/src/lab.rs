@@ -64,11 +64,16 @@ pub struct Lab {
     /// Directory of the logs.
     pub run: PathBuf,
     modules: PathBuf,
+    /// Those of the stock kernel, which second-level guests boot.
+    guest_modules: PathBuf,
     payload: Vec<PathBuf>,
 }
 
 /// Modules the root file system needs before it can be mounted.
 const ROOT_MODULES: &[&str] = &["virtio_blk", "squashfs", "overlay"];
+
+/// Modules that second-level guests may load: disks, emulated or passed on, and the network.
+const GUEST_MODULES: &[&str] = &["virtio_blk", "nvme", "virtio_net"];
 
 /// The tool's recorded sessions, which the agent plays.
 const SESSIONS: &str = "/src/tools/daxdmem/tests/sessions";
@@ -81,14 +86,14 @@ impl Lab {
             Kernel::Stock => (directory, "lab"),
             Kernel::Debug => (&*built, "debug-kernel"),
         };
-        let release = home.join("release");
-        let release = fs::read_to_string(&release).map_err(|error| {
-            format!(
-                "{}: {error}; run 'make {kernel_made_by}'",
-                release.display()
-            )
-        })?;
-        let below_root = Path::new("usr/lib/modules").join(release.trim());
+        let below_root = |home: &Path, made_by: &str| {
+            let file = home.join("release");
+            let release = fs::read_to_string(&file)
+                .map_err(|error| format!("{}: {error}; run 'make {made_by}'", file.display()))?;
+            Ok::<PathBuf, String>(Path::new("usr/lib/modules").join(release.trim()))
+        };
+        let guest_modules = Path::new("/").join(below_root(directory, "lab")?);
+        let below_root = below_root(home, kernel_made_by)?;
         let (modules, kernel, overlay, driver) = match choice {
             Kernel::Stock => {
                 let modules = Path::new("/").join(below_root);
@@ -141,6 +146,7 @@ impl Lab {
             agent,
             run: directory.join("run"),
             modules,
+            guest_modules,
             payload,
         })
     }
@@ -152,19 +158,15 @@ impl Lab {
         guest.add(Entry::program("init", &agent));
         let mut archive = Archive::new();
         archive.add(Entry::program("init", &agent));
-        archive.add(Entry::directory("modules"));
-        for (index, module) in self.root_modules()?.iter().enumerate() {
-            let name = module
-                .file_name()
-                .map(|name| name.to_string_lossy())
-                .unwrap_or_default();
-            archive.add(Entry::file(
-                &format!("modules/{index:02}-{name}"),
-                &load(module)?,
-            ));
-        }
+        let root_modules = load_modules(&self.modules, ROOT_MODULES)?;
+        add_modules(&mut archive, &root_modules);
+        let guest_modules = load_modules(&self.guest_modules, GUEST_MODULES)?;
+        let mut guest_more = Archive::new();
+        add_modules(&mut guest_more, &guest_modules);
         archive.add(Entry::directory("payload"));
         archive.add(Entry::file("payload/guest.cpio", &guest.finish()));
+        let more = guest_more.finish();
+        archive.add(Entry::file("payload/guest-modules.cpio", &more));
         for file in &self.payload {
             let name = file
                 .file_name()
@@ -174,36 +176,50 @@ impl Lab {
         }
         MemoryFile::new(&archive.finish()).map_err(|error| format!("initramfs: {error}"))
     }
+}
 
-    /// The root's modules and what they depend on, in loading order.
-    fn root_modules(&self) -> Result<Vec<PathBuf>> {
-        let index = read(&self.modules.join("modules.dep"))?;
-        let builtin = read(&self.modules.join("modules.builtin"))?;
-        let mut order = Vec::new();
-        for name in ROOT_MODULES {
-            let file = format!("/{name}.ko");
-            if builtin.lines().any(|path| path.ends_with(&file)) {
-                continue;
-            }
-            let line = index.lines().find(|line| {
-                let path = line.split(':').next().unwrap_or("");
-                path.contains(&file)
-            });
-            let Some((path, needs)) = line.and_then(|line| line.split_once(':')) else {
-                return Err(format!(
-                    "{}: knows no module {name}",
-                    self.modules.join("modules.dep").display()
-                ));
-            };
-            // modules.dep lists what a module needs with the deepest need last.
-            for module in needs.split_ascii_whitespace().rev().chain([path]) {
-                let module = self.modules.join(module);
-                if !order.contains(&module) {
-                    order.push(module);
-                }
+/// Modules in loading order, each with the name of its file.
+type Modules = Vec<(String, Vec<u8>)>;
+
+/// These modules of a kernel and what they depend on; `home` has its modules.dep.
+fn load_modules(home: &Path, names: &[&str]) -> Result<Modules> {
+    let index = read(&home.join("modules.dep"))?;
+    let builtin = read(&home.join("modules.builtin"))?;
+    let mut order = Vec::new();
+    for name in names {
+        let file = format!("/{name}.ko");
+        if builtin.lines().any(|path| path.ends_with(&file)) {
+            continue;
+        }
+        let line = index.lines().find(|line| {
+            let path = line.split(':').next().unwrap_or("");
+            path.contains(&file)
+        });
+        let Some((path, needs)) = line.and_then(|line| line.split_once(':')) else {
+            return Err(format!(
+                "{}: knows no module {name}",
+                home.join("modules.dep").display()
+            ));
+        };
+        // modules.dep lists what a module needs with the deepest need last.
+        for module in needs.split_ascii_whitespace().rev().chain([path]) {
+            let module = home.join(module);
+            if !order.contains(&module) {
+                order.push(module);
             }
         }
-        Ok(order)
+    }
+    let named = |path: &PathBuf| {
+        let name = path.file_name().map(|name| name.to_string_lossy());
+        Ok((name.unwrap_or_default().into_owned(), load(path)?))
+    };
+    order.iter().map(named).collect()
+}
+
+fn add_modules(archive: &mut Archive, modules: &Modules) {
+    archive.add(Entry::directory("modules"));
+    for (index, (name, bytes)) in modules.iter().enumerate() {
+        archive.add(Entry::file(&format!("modules/{index:02}-{name}"), bytes));
     }
 }
 

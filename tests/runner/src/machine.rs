@@ -123,6 +123,29 @@ pub const MACHINES: &[Machine] = &[
         ],
         ..STD
     },
+    // Second-level guests, and a disk to pass on to one of them, which is empty at first. TCG's IOMMU does not remap
+    // interrupts.
+    Machine {
+        name: "attach",
+        memory: 7 * GIB,
+        reserved: &[(3, 4)],
+        parameters: "intel_iommu=on vfio_iommu_type1.allow_unsafe_interrupts=1",
+        qemu: &[
+            "-accel",
+            "tcg,thread=multi",
+            "-machine",
+            "q35",
+            "-device",
+            "intel-iommu,intremap=off",
+            "-drive",
+            "driver=raw,file.driver=null-co,file.size=64M,file.read-zeroes=on,if=none,id=passed,snapshot=on",
+            "-device",
+            "nvme,drive=passed,serial=passed",
+        ],
+        cpu: CPU_LA48,
+        cost: 5 * GIB,
+        ..STD
+    },
     // Room for two second-level guests of 2 GiB on devices, and for their QEMUs.
     Machine {
         name: "nested",

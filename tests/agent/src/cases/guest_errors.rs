@@ -22,6 +22,7 @@ const TOLD: Model = Model {
     cpu: "qemu64,+succor,+overflow-recov",
     parameters: " dmem.commands=1",
     on_reboot: "reset",
+    ..Model::PLAIN
 };
 /// One that cannot. QEMU ends where the guest would be reset.
 const FRAIL: Model = Model {

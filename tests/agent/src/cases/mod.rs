@@ -2,6 +2,8 @@
 //! All cases. A new file of cases gets a `mod` line and a line in [`all`]; see tests/agent/README.md.
 
 mod access;
+mod attach;
+mod attach_window;
 mod boot;
 mod contents;
 mod cost;
@@ -77,6 +79,8 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         poison_lists::CASES,
         machine_check::CASES,
         access::CASES,
+        attach::CASES,
+        attach_window::CASES,
         dma::CASES,
         daxctl::CASES,
         cost::CASES,
