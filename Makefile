@@ -17,9 +17,10 @@ CARGO    = $(SANDBOX) cargo
 CRATES  := --locked --manifest-path tools/Cargo.toml
 RUNNER  := $(SANDBOX) $(LAB)/target/release/dmem-runner
 PROGRAMS := tool agent runner
+FIGURES := Documentation/benchmarks/figures.json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-attach test-debug test-system module in-tree debug-kernel $(PROGRAMS) programs install deb \
+.PHONY: help demo test test-long test-attach test-debug test-system bench module in-tree debug-kernel $(PROGRAMS) programs install deb \
 	lab lab-update lab-shell lint host-test vm-test vm-list fuzz fuzz-planted fuzz-logic clean
 MAKEFLAGS += --no-print-directory
 
@@ -31,7 +32,7 @@ help: ## this list
 	@echo '  KDIR=DIR          make module: build by this machine against the prepared kernel tree DIR'
 	@echo '  KSRC=DIR          make in-tree: the top of a Linux source tree, 7.2 or later'
 	@echo '  DESTDIR= PREFIX=/usr/local DAXDMEM=FILE  make install: where to, and the tool if it is built'
-	@echo '  CASES="NAME …"    make vm-test, test-debug, test-attach, test-system: only these'
+	@echo '  CASES="NAME …"    make vm-test, test-debug, test-attach, test-system, bench: only these'
 	@echo '  FUZZ_SECONDS=N    make fuzz-logic: for so long (60)'
 	@echo '  SEED= SEEDS= OPS= make fuzz: first seed (any), how many (10), operations of each (20000);'
 	@echo '                    KEEP=, HOLES=1, TRACE=1, KERNEL=debug: see Documentation/fuzzing.md'
@@ -53,6 +54,11 @@ test-attach: ## guests with disks, networks, PCI devices; migration, kexec of th
 
 test-system: ## the admin guide, boots, upgrade and purge on a whole Debian 13
 	@tests/lab/run-tests system $(CASES)
+
+bench: programs module ## count what guest memory costs, beside hugetlbfs, device_dax and memfd
+	@$(CARGO) build $(CRATES) --release -p dmem-bench
+	@status=0; $(RUNNER) bench $(CASES:%=--case %) --figures $(FIGURES) || status=$$?; \
+	$(SANDBOX) $(LAB)/target/release/dmem-bench $(FIGURES) $(dir $(FIGURES)) && exit $$status
 
 # ---- the kernel module ------------------------------------------------------
 

@@ -5,6 +5,7 @@
 //! single case in a process of its own, `/init` of a second-level guest, and, on the host, the table of
 //! cases for the runner.
 
+mod budget;
 mod case;
 mod cases;
 mod child;
@@ -15,6 +16,7 @@ mod counters;
 mod device;
 mod disk;
 mod early;
+mod figure;
 mod fuzz;
 mod guest;
 mod guest_io;
@@ -31,6 +33,7 @@ mod pages;
 mod pattern;
 mod payload;
 mod pci;
+mod peer;
 mod poison;
 mod probe;
 mod region;

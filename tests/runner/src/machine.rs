@@ -65,6 +65,38 @@ const INTEL: Machine = Machine {
     ..STD
 };
 
+/// Guest time is a count of instructions: the yardstick for speed.
+const ICOUNT: Machine = Machine {
+    name: "icount",
+    parameters: "nokaslr",
+    qemu: &["-accel", "tcg", "-icount", "shift=0,sleep=off"],
+    cpus: 1,
+    ..STD
+};
+
+/// QEMU's arguments for the same with more memory than the machine that runs this has: see big64.
+macro_rules! counting_far {
+    ($size:literal) => {
+        [
+            "-accel",
+            "tcg",
+            "-icount",
+            "shift=0,sleep=off",
+            "-object",
+            concat!("memory-backend-ram,id=ram,size=", $size, ",reserve=off"),
+            "-machine",
+            "memory-backend=ram",
+        ]
+    };
+}
+
+/// What such machines share.
+const ICOUNT_FAR: Machine = Machine {
+    parameters: "nokaslr init_on_alloc=0",
+    cost: 3 * GIB,
+    ..ICOUNT
+};
+
 /// All machines.
 pub const MACHINES: &[Machine] = &[
     // One region of 6 GiB, 3 GiB for the kernel below it and 1 GiB above.
@@ -315,33 +347,65 @@ pub const MACHINES: &[Machine] = &[
         cpu: CPU_NO_AVX,
         ..STD
     },
-    // Guest time is a count of instructions: the yardstick for speed.
-    Machine {
-        name: "icount",
-        parameters: "nokaslr",
-        qemu: &["-accel", "tcg", "-icount", "shift=0,sleep=off"],
-        cpus: 1,
-        ..STD
-    },
-    // The same with far more memory than the machine that runs this has, most of it in one region; see big64.
+    ICOUNT,
     Machine {
         name: "icount200",
         memory: 208 * GIB,
         reserved: &[(200, 4)],
-        parameters: "nokaslr init_on_alloc=0",
-        qemu: &[
-            "-accel",
-            "tcg",
-            "-icount",
-            "shift=0,sleep=off",
-            "-object",
-            "memory-backend-ram,id=ram,size=208G,reserve=off",
-            "-machine",
-            "memory-backend=ram",
-        ],
-        cpus: 1,
-        cost: 3 * GIB,
-        ..STD
+        qemu: &counting_far!("208G"),
+        ..ICOUNT_FAR
+    },
+    // For benchmarks, which `make test` does not run: 8 GiB in a region, or 13 GiB of pages, all of which are written.
+    Machine {
+        name: "bench",
+        memory: 12 * GIB,
+        reserved: &[(8, 4)],
+        cost: 9 * GIB,
+        ..ICOUNT
+    },
+    Machine {
+        name: "bench-pages",
+        memory: 13 * GIB,
+        reserved: &[],
+        cost: 11 * GIB,
+        ..ICOUNT
+    },
+    // Hosts of which only what the kernel itself writes is written: struct pages for all that is not reserved.
+    Machine {
+        name: "bench-pages72",
+        memory: 72 * GIB,
+        reserved: &[],
+        qemu: &counting_far!("72G"),
+        ..ICOUNT_FAR
+    },
+    Machine {
+        name: "bench384",
+        memory: 384 * GIB,
+        reserved: &[(376, 8)],
+        qemu: &counting_far!("384G"),
+        ..ICOUNT_FAR
+    },
+    Machine {
+        name: "bench384-pages",
+        memory: 384 * GIB,
+        reserved: &[],
+        qemu: &counting_far!("384G"),
+        cost: 7 * GIB,
+        ..ICOUNT_FAR
+    },
+    Machine {
+        name: "bench512",
+        memory: 512 * GIB,
+        reserved: &[(504, 8)],
+        qemu: &counting_far!("512G"),
+        ..ICOUNT_FAR
+    },
+    Machine {
+        name: "bench768",
+        memory: 768 * GIB,
+        reserved: &[(760, 8)],
+        qemu: &counting_far!("768G"),
+        ..ICOUNT_FAR
     },
 ];
 

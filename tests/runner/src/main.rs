@@ -4,6 +4,7 @@
 //! Runs inside the lab's root (`tests/lab/sandbox`). Reading order: `session` is the life of one VM, `vm` the
 //! process behind it, `schedule` says which VM runs when, `machine` what VMs look like.
 
+mod bench;
 mod catalog;
 mod console;
 mod initramfs;
@@ -84,6 +85,15 @@ enum Command {
         #[arg(long)]
         list: bool,
     },
+    /// Runs benchmarks, one after the other, and keeps what they count.
+    Bench {
+        /// Only this one; may be given several times.
+        #[arg(long = "case")]
+        cases: Vec<String>,
+        /// The file for what they count.
+        #[arg(long)]
+        figures: PathBuf,
+    },
     /// Runs broken cases and demands that the lab notices.
     Selftest,
     /// Shows two guests booting on memory without struct page.
@@ -125,6 +135,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
         report,
         patience: arguments.patience * kernel.slowness(),
         every: 1,
+        vms: schedule::VMS,
         closing: None,
     };
     match &arguments.command {
@@ -167,6 +178,17 @@ fn run(arguments: &Arguments) -> Result<bool> {
                 ..context(&report)
             };
             schedule::run(&context, chosen);
+            Ok(report.finish())
+        }
+        Command::Bench { cases, figures } => {
+            let chosen = bench::select(all, cases)?;
+            let report = Report::new(Style::Ktap, skips, chosen.len());
+            let context = Context {
+                vms: 1,
+                ..context(&report)
+            };
+            schedule::run(&context, chosen);
+            bench::keep(figures, &report)?;
             Ok(report.finish())
         }
         Command::Selftest => {

@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 
 use crate::skips::ExpectedSkips;
 
+/// What the lines of benchmarks begin with: [`crate::bench`].
+const FIGURES: [&str; 2] = ["figure\t", "fact\t"];
+
 /// How a case ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
@@ -55,6 +58,7 @@ pub struct Report {
     gathers: Option<String>,
     gathered: Mutex<Vec<Verdict>>,
     results: Mutex<Vec<(String, Verdict)>>,
+    figures: Mutex<Vec<(String, String)>>,
 }
 
 impl Report {
@@ -82,12 +86,17 @@ impl Report {
             gathers,
             gathered: Mutex::default(),
             results: Mutex::default(),
+            figures: Mutex::default(),
         }
     }
 
     /// A line from a case or about a machine.
     pub fn diagnostic(&self, name: &str, text: &str) {
         let _one_line_at_a_time = self.lock();
+        if FIGURES.iter().any(|prefix| text.starts_with(prefix)) {
+            let mut figures = self.figures.lock().unwrap_or_else(PoisonError::into_inner);
+            figures.push((name.to_owned(), text.to_owned()));
+        }
         match self.style {
             Style::Ktap | Style::Quiet => println!("# {name}: {text}"),
             Style::Plain => println!("{text}"),
@@ -156,6 +165,12 @@ impl Report {
     /// Verdicts so far, in the order they came.
     pub fn results(&self) -> Vec<(String, Verdict)> {
         self.lock().clone()
+    }
+
+    /// What benchmarks have said, each with its case.
+    pub fn figures(&self) -> Vec<(String, String)> {
+        let figures = self.figures.lock().unwrap_or_else(PoisonError::into_inner);
+        figures.clone()
     }
 
     /// The last line, and whether all is well.

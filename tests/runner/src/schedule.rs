@@ -10,8 +10,8 @@ use crate::machine::Machine;
 use crate::report::{Took, Verdict};
 use crate::session::{self, Context};
 
-/// VMs side by side: the emulation uses a thread per virtual CPU.
-const VMS: usize = 2;
+/// VMs side by side, if nobody wants fewer: the emulation uses a thread per virtual CPU.
+pub const VMS: usize = 2;
 /// MiB all VMs together may touch on a machine that has more.
 const MEMORY: u64 = 16 * 1024;
 /// MiB left to everything else.
@@ -82,7 +82,7 @@ pub fn run(context: &Context<'_>, cases: Vec<Case>) {
         changed: Condvar::new(),
     };
     std::thread::scope(|scope| {
-        for _ in 0..VMS {
+        for _ in 0..context.vms {
             scope.spawn(|| schedule.work(context));
         }
     });

@@ -33,6 +33,8 @@ pub struct Context<'a> {
     pub patience: u32,
     /// Cases that sample try one of so many points.
     pub every: u32,
+    /// So many VMs side by side.
+    pub vms: usize,
     /// Run last in every VM that came to its end in order.
     pub closing: Option<&'a Case>,
 }

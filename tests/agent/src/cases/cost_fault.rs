@@ -3,6 +3,7 @@
 
 use std::time::Instant;
 
+use crate::budget::Budgets;
 use crate::case::{Case, Outcome};
 use crate::device::Device;
 use crate::mapping::Map;
@@ -14,7 +15,7 @@ use super::page_less;
 
 pub const CASES: &[Case] = &[Case {
     name: "cost-fault",
-    shows: "a fault takes no more instructions than it did, with counters, and with tracepoints that are off",
+    shows: "a fault takes no more instructions than its budget, with counters, and with tracepoints that are off",
     machine: "icount",
     limit: 120,
     run: cost,
@@ -35,13 +36,6 @@ struct Cost {
     /// Fills a page table.
     small: u64,
 }
-
-/// Three per cent above what was counted on kernel 7.3.
-const MOST: Cost = Cost {
-    giant: 1640,
-    huge: 1650,
-    small: 44_350,
-};
 
 impl Cost {
     fn measure(device: &Device) -> Outcome<Cost> {
@@ -89,10 +83,11 @@ fn cost() -> Outcome {
     let again = Cost::measure(&device)?;
     say!("a fault takes {off:?} instructions");
     say!("while it is traced it takes {on:?}, afterwards {again:?}");
-    check!(
-        off.giant <= MOST.giant && off.huge <= MOST.huge && off.small <= MOST.small,
-        "a fault takes {off:?} instructions, {MOST:?} at most are expected"
-    );
+    let mut budgets = Budgets::default();
+    budgets.spend("fault, 1 GiB leaf", off.giant)?;
+    budgets.spend("fault, 2 MiB leaf", off.huge)?;
+    budgets.spend("fault, 4 KiB leaves of 2 MiB", off.small)?;
+    budgets.kept()?;
     check!(
         again.giant.abs_diff(off.giant) <= 2 && again.huge.abs_diff(off.huge) <= 2,
         "a fault that was traced takes {again:?} afterwards, {off:?} before"

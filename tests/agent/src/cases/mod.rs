@@ -4,9 +4,13 @@
 mod access;
 mod attach;
 mod attach_window;
+mod bench_guest;
+mod bench_memory;
+mod bench_tool;
 mod boot;
 mod contents;
 mod cost;
+mod cost_budget;
 mod cost_fault;
 mod counters;
 mod daxctl;
@@ -85,6 +89,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         daxctl::CASES,
         cost::CASES,
         cost_fault::CASES,
+        cost_budget::CASES,
         counters::CASES,
         tracing::CASES,
         nested::CASES,
@@ -112,6 +117,9 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         tool_scale::CASES,
         tool_poison::CASES,
         debug_kernel::CASES,
+        bench_guest::CASES,
+        bench_memory::CASES,
+        bench_tool::CASES,
         demo::CASES,
         lab::CASES,
     ]

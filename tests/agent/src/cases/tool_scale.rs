@@ -41,9 +41,9 @@ const LAYOUT: &str = "/run/scale.toml";
 
 /// What one command has cost.
 #[derive(Clone, Copy)]
-struct Cost {
+pub(super) struct Cost {
     /// Instructions of the program, and of the kernel on its behalf.
-    own: u64,
+    pub own: u64,
     /// Instructions of all programs and kernel threads meanwhile.
     all: u64,
     /// Nanoseconds until it was over, also those in which nobody had anything to do.
@@ -51,7 +51,7 @@ struct Cost {
 }
 
 /// Runs the tool and counts.
-fn cost(words: &str) -> Outcome<Cost> {
+pub(super) fn cost(words: &str) -> Outcome<Cost> {
     let begin = Instant::now();
     let (own, all) = (children()?, all_tasks()?);
     let ran = Command::new("daxdmem")

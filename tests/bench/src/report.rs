@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The report, in Markdown.
+
+use std::fmt::Write;
+
+use crate::bounds::{self, gib, grouped, Bound, PUBLISHED};
+use crate::figures::Figures;
+use crate::rows::{Row, Unit, ROWS};
+
+/// The whole text; rows named in `plots` have been drawn.
+pub fn text(figures: &Figures, plots: &[&str]) -> String {
+    let fact = |name: &str| figures.facts.get(name).map_or("unknown", String::as_str);
+    let mut text = format!(
+        "# Benchmarks\n\nKernel {}, {}. Played by {} on {}. Made by `make bench`; [README.md](README.md) says how to read it,\n\
+         [figures.json](figures.json) has every number.\n\n## What was promised\n\n\
+         | what | numbers | measured | bound | holds |\n|---|---|---|---|---|\n",
+        fact("kernel"),
+        fact("date"),
+        fact("emulator"),
+        fact("host"),
+    );
+    let bounds = bounds::all(figures);
+    for bound in &bounds {
+        line(&mut text, bound);
+    }
+    let lost = bounds.iter().filter(|bound| bound.holds() == Some(false));
+    for bound in lost.filter(|bound| !bound.why.is_empty()) {
+        text.push_str(&format!("\nNot held: {}: {}.\n", bound.what, bound.why));
+    }
+    text.push_str(&published(figures));
+    for row in ROWS {
+        table(&mut text, figures, row);
+        if plots.contains(&row.name) {
+            text.push_str(&format!("\n![{}]({}.svg)\n", row.title, row.name));
+        }
+    }
+    text
+}
+
+fn line(text: &mut String, bound: &Bound) {
+    let (measured, holds) = match (bound.measured, bound.holds()) {
+        (Some(measured), Some(true)) => (number(measured), "yes"),
+        (Some(measured), _) => (number(measured), "**no**"),
+        (None, _) => ("not counted".to_owned(), ""),
+    };
+    let sign = if bound.at_least { "≥" } else { "≤" };
+    // Writing to a String cannot fail.
+    let _ = writeln!(
+        text,
+        "| {} | {} | {measured} | {sign} {} | {holds} |",
+        bound.what,
+        bound.detail,
+        number(bound.limit)
+    );
+}
+
+/// Ratios far below 1 as `1/N`.
+fn number(value: f64) -> String {
+    if value > 0.0 && value < 0.2 {
+        return format!("1/{}", grouped((1.0 / value).round() as u64));
+    }
+    let text = format!("{value:.3}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// Beside what DMEMFS's authors have published for hosts without it.
+fn published(figures: &Figures) -> String {
+    let mut text = String::from(
+        "\n## Usable memory of hosts\n\nGiB. What the kernel has left and what guests can have, together. The table published with DMEMFS names what is usable without it.\n\n\
+         | installed | published, without DMEMFS | no reservation, here | page-less: MemTotal + guests |\n|---|---|---|---|\n",
+    );
+    for (installed, usable) in PUBLISHED {
+        let of = |row, peer| figures.get(row, peer, installed << 30);
+        let bare = of("memtotal", "no reservation")
+            .map_or("-".into(), |total| format!("{:.2}", gib(total)));
+        let ours = of("memtotal", "dax_dmem").zip(of("reserved", "dax_dmem"));
+        let ours = ours.map_or("-".into(), |(total, reserved)| {
+            format!(
+                "{:.2} + {} = {:.2}",
+                gib(total),
+                reserved >> 30,
+                gib(total + reserved)
+            )
+        });
+        let _ = writeln!(text, "| {installed} | {usable} | {bare} | {ours} |");
+    }
+    text
+}
+
+fn table(text: &mut String, figures: &Figures, row: &Row) {
+    let (peers, sizes) = (figures.peers(row.name), figures.sizes(row.name));
+    if sizes.is_empty() {
+        return;
+    }
+    let _ = write!(text, "\n## {}\n\n{}", row.title, row.text);
+    // What stands apart from all sizes.
+    if let Some(value) = figures.get(row.name, "without", 0) {
+        let _ = write!(text, " Without such a mapping: {}.", grouped(value));
+    }
+    text.push_str("\n\n| |");
+    for size in &sizes {
+        let _ = match row.guests {
+            true => write!(text, " {} |", grouped(*size)),
+            false => write!(text, " {} GiB |", size >> 30),
+        };
+    }
+    text.push_str("\n|---|");
+    text.push_str(&"---:|".repeat(sizes.len()));
+    text.push('\n');
+    for peer in peers.into_iter().filter(|peer| *peer != "without") {
+        let _ = write!(text, "| {peer} |");
+        for size in &sizes {
+            let value = figures.get(row.name, peer, *size);
+            let cell = value.map_or("-".to_owned(), |value| match row.unit {
+                Unit::Count => grouped(value),
+                Unit::Bytes => format!("{} KiB", grouped(value / 1024)),
+            });
+            let _ = write!(text, " {cell} |");
+        }
+        text.push('\n');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::figures::tests::figures;
+
+    #[test]
+    fn tables_have_all_sizes_and_say_what_was_not_counted() {
+        let list = [
+            ("touch", "dax_dmem 1G", 1 << 30, 1500),
+            ("touch", "device_dax 1G", 4 << 30, 9000),
+            ("fork", "without", 0, 77),
+        ];
+        let text = text(&figures(&list), &[]);
+        assert!(text.contains("| | 1 GiB | 4 GiB |\n"), "{text}");
+        assert!(text.contains("| dax_dmem 1G | 1,500 | - |\n"), "{text}");
+        assert!(text.contains("not counted"), "{text}");
+    }
+
+    #[test]
+    fn small_ratios_are_fractions() {
+        assert_eq!(number(0.0002), "1/5,000");
+        assert_eq!(number(0.97), "0.97");
+        assert_eq!(number(64.0), "64");
+    }
+}

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The rows: what each means, and in which unit it is.
+
+/// How numbers of a row are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// Instructions, or any other number.
+    Count,
+    /// Bytes.
+    Bytes,
+}
+
+/// One row.
+#[derive(Debug)]
+pub struct Row {
+    /// As the figures name it.
+    pub name: &'static str,
+    /// Heading.
+    pub title: &'static str,
+    /// What is counted.
+    pub text: &'static str,
+    /// Of the numbers.
+    pub unit: Unit,
+    /// Whether its sizes are numbers of guests, and not bytes.
+    pub guests: bool,
+    /// Whether it is drawn as well.
+    pub plot: bool,
+}
+
+const fn row(name: &'static str, title: &'static str, text: &'static str) -> Row {
+    Row {
+        name,
+        title,
+        text,
+        unit: Unit::Count,
+        guests: false,
+        plot: false,
+    }
+}
+
+const fn bytes(row: Row) -> Row {
+    Row {
+        unit: Unit::Bytes,
+        ..row
+    }
+}
+
+const fn drawn(row: Row) -> Row {
+    Row { plot: true, ..row }
+}
+
+const fn guests(row: Row) -> Row {
+    Row {
+        guests: true,
+        plot: true,
+        ..row
+    }
+}
+
+/// All, in the order of the report.
+pub const ROWS: &[Row] = &[
+    drawn(bytes(row(
+        "kernel-memory",
+        "Kernel memory",
+        "What the kernel keeps for this much guest memory, page tables of users apart. hugetlbfs: the struct pages of the pool that are left.",
+    ))),
+    bytes(row(
+        "page-tables",
+        "Page tables of users",
+        "What one process's page tables take once it has touched all of it, in the largest of the guests' mappings as well as in those of single pages.",
+    )),
+    bytes(row(
+        "memtotal",
+        "MemTotal of hosts",
+        "`MemTotal` of a host with this much memory: all but 8 GiB reserved, or nothing.",
+    )),
+    bytes(row("reserved", "Reserved memory of the same hosts", "Guest memory beside that, page-less.")),
+    row(
+        "boot",
+        "Boot of hosts",
+        "From the kernel's first line to init; one CPU, so that deferred work is in it as far as it was done by then.",
+    ),
+    drawn(row(
+        "grow-ready",
+        "Making memory ready, by size",
+        "Binding the device, or reserving the hugetlb pages. Hosts larger than the one that plays them: nothing is zeroed at allocation (`init_on_alloc=0`).",
+    )),
+    drawn(row(
+        "grow-give-back",
+        "Giving it back, by size",
+        "Unbinding the device (nothing is scrubbed), or freeing the pages.",
+    )),
+    drawn(row(
+        "grow-touch",
+        "First touch, by size",
+        "One read per leaf. Left out where it takes more than 262,144 faults.",
+    )),
+    row("grow-unmap", "Unmapping, by size", "munmap() of all that."),
+    row(
+        "ready",
+        "Making a guest's memory ready",
+        "As above, with Debian's own settings: the kernel zeroes pages when it allocates them.",
+    ),
+    row("map", "Mapping it", "open() or memfd_create(), and mmap()."),
+    row(
+        "touch",
+        "First touch of all of it",
+        "One access per leaf: what page faults take, and for hugetlbfs and memfd the zeroing, which page-less memory has behind it.",
+    ),
+    row("faults", "Page faults meanwhile", "Of the process."),
+    row(
+        "fork",
+        "fork() with the mapping",
+        "With the end of the child, which does nothing, and waiting for it.",
+    ),
+    row("unmap", "Unmapping it", "munmap()."),
+    row("close", "Closing it", "The last file: hugetlbfs and memfd free the pages."),
+    row(
+        "give-back",
+        "Giving it back",
+        "Unbinding the device without scrub, or emptying the pool.",
+    ),
+    row(
+        "start",
+        "From create to first touch, scrubbed at release",
+        "Bind, open, mmap, touch of every leaf, on memory that is known to be zero.",
+    ),
+    row(
+        "start-hand-out",
+        "From create to first touch, scrubbed on hand-out",
+        "The same on memory that somebody has used.",
+    ),
+    row(
+        "release-scrub",
+        "Release with scrub",
+        "Unbind, until all of it is zero again.",
+    ),
+    guests(row("tool-create", "daxdmem create", "Of the last of so many guests.")),
+    guests(row("tool-list", "daxdmem list", "With so many guests.")),
+    guests(row("tool-list-json", "daxdmem list --json", "With so many guests.")),
+    guests(row("tool-bind", "daxdmem bind", "Of the last guest.")),
+    guests(row("tool-unbind", "daxdmem unbind", "Of the last guest.")),
+    guests(row("tool-destroy", "daxdmem destroy", "Of the last guest.")),
+    guests(row(
+        "tool-apply",
+        "daxdmem apply",
+        "From a tenth of the guests to one fewer than so many, in one go.",
+    )),
+];
