@@ -153,12 +153,14 @@ fn outlives_user() -> Outcome {
         edu.copy(IOVA + AT, OWN + PAGE, PAGE)?;
         secret.verify(own.words(PAGE, PAGE), 0)?;
         // Whoever has the container is not this process any more.
-        let heir = Child::start(|link| {
+        let mut heir = Child::start(|link| {
             link.send("there")?;
             loop {
                 std::thread::sleep(Duration::from_secs(1));
             }
         })?;
+        // It would end if it found nobody to tell.
+        heir.link().receive()?;
         link.send(&heir.pid().to_string())?;
         std::mem::forget(heir);
         Ok(())

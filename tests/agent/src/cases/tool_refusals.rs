@@ -176,7 +176,7 @@ fn in_use() -> Outcome {
         &[
             "cannot be bound",
             "was unbound from",
-            "in quarantine until the last of 1 open files",
+            "in quarantine until 1 open files",
         ],
     )?;
     on_held.destroy()?;
@@ -202,10 +202,7 @@ fn in_use() -> Outcome {
     );
     refused(
         "bind vm1",
-        &[
-            "cannot be bound",
-            "in quarantine until the last of 1 open files",
-        ],
+        &["cannot be bound", "in quarantine until 1 open files"],
     )?;
     refused("destroy vm1", &["vm1 is in use: 1 open file"])?;
     drop(user);

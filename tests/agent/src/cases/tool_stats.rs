@@ -86,7 +86,8 @@ fn stats() -> Outcome {
         check!(json.contains(&text), "stats --json has no {text}: {json}");
     }
 
-    poison::add(vm2.physical(40 * MIB)?)?;
+    let failed = vm2.physical(40 * MIB)?;
+    poison::add(failed)?;
     done(&format!("stats --prometheus --output {FILE}"))?;
     let metrics = fs::read_to_string(FILE)?;
     fs::remove_file(FILE)?;
@@ -131,5 +132,7 @@ fn stats() -> Outcome {
     let text = done("stats")?;
     check_eq!(line(&text, &["PID"]), None, "processes in the end");
     done("destroy vm1")?;
-    done("destroy vm2").map(drop)
+    done("destroy vm2")?;
+    // From the tool's record, too: the next command would bring it back.
+    done(&format!("poison clear {failed:#x}")).map(drop)
 }

@@ -50,7 +50,7 @@ fn pages(count: u64, name: &PartName, token: &str) -> impl Iterator<Item = u64> 
     let any = move |index: u64| {
         let digest = Sha256::digest(format!("{seed} {index}"));
         let bytes = digest.iter().take(8);
-        bytes.fold(0, |number, byte| number << 8 | u64::from(*byte)) % count.max(1)
+        bytes.fold(0, |number, byte| (number << 8) | u64::from(*byte)) % count.max(1)
     };
     let ends = [0, count.saturating_sub(1)];
     ends.into_iter()
