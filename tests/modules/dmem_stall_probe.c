@@ -8,16 +8,11 @@
 #include <linux/jiffies.h>
 #include <linux/module.h>
 #include <linux/preempt.h>
-#include <linux/rcupdate.h>
 #include <linux/sched.h>
 
 static unsigned int cpu;
 module_param(cpu, uint, 0400);
 MODULE_PARM_DESC(cpu, "how long it holds a CPU");
-
-static unsigned int rcu;
-module_param(rcu, uint, 0400);
-MODULE_PARM_DESC(rcu, "how long it stays in an RCU read section");
 
 static unsigned int sleep;
 module_param(sleep, uint, 0400);
@@ -37,14 +32,6 @@ static int __init stall_init(void)
 	spin(cpu);
 	preempt_enable();
 
-	if (rcu) {
-		/* RCU complains when somebody waits for its readers only. */
-		start_poll_synchronize_rcu();
-		rcu_read_lock();
-		spin(rcu);
-		rcu_read_unlock();
-	}
-
 	schedule_timeout_uninterruptible(sleep * HZ);
 	return -ECANCELED;
 }
@@ -52,5 +39,5 @@ static int __init stall_init(void)
 module_init(stall_init);
 
 MODULE_AUTHOR("The daxdmem authors");
-MODULE_DESCRIPTION("Holds a CPU, an RCU reader or a task for too long");
+MODULE_DESCRIPTION("Holds a CPU or a task for too long");
 MODULE_LICENSE("GPL");

@@ -30,7 +30,6 @@ const DEMANDS: &[(&str, &str)] = &[
     ),
     ("lab-panic", "Kernel panic"),
     ("lab-lockup", "watchdog: BUG: soft lockup - CPU"),
-    ("lab-rcu-stall", "rcu: INFO: rcu_preempt "),
     ("lab-hung-task", "blocked for more than 2 seconds"),
     ("lab-mute", "the VM ended without a verdict"),
 ];

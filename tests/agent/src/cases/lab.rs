@@ -104,14 +104,8 @@ pub const CASES: &[Case] = &[
         ..STALLED
     },
     Case {
-        name: "lab-rcu-stall",
-        shows: "and so is an RCU read section",
-        run: || stall("rcu"),
-        ..STALLED
-    },
-    Case {
         name: "lab-hung-task",
-        shows: "and a task that no signal reaches",
+        shows: "and so is a task that no signal reaches",
         run: || stall("sleep"),
         ..STALLED
     },

@@ -67,7 +67,8 @@ pub const CASES: &[Case] = &[
     },
 ];
 
-/// Sets all watchdogs to about 2 s. That they speak up then is what the lab tries on itself: `lab-lockup` and those behind it.
+/// Sets all watchdogs to about 2 s. That those for CPUs and tasks speak up then is what the lab tries on itself: `lab-lockup` and
+/// `lab-hung-task`. RCU's does so now and then only.
 pub(super) fn lower_watchdogs() -> Outcome {
     for (setting, value) in [
         // The limit for soft lockups is twice that.
