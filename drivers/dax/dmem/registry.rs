@@ -134,6 +134,12 @@ fn end(device: &Arc<Device>) -> bool {
     if dma::may_reach(device) && linger(device) {
         return false;
     }
+    give_up(device)
+}
+
+/// Gives up a device that nothing can reach any more, and forgets who mapped it. Whether it was
+/// this call that did.
+fn give_up(device: &Arc<Device>) -> bool {
     let freed = BOOK.lock().give_up(device);
     if freed.is_some() {
         dma::forget(device);
@@ -179,9 +185,7 @@ fn end_lingering() {
             nth += 1;
             continue;
         }
-        let freed = BOOK.lock().give_up(&device);
-        if freed.is_some() {
-            dma::forget(&device);
+        if give_up(&device) {
             trace::quarantine(&device);
             pr_info!("{}: DMA is over, quarantine ends\n", device.name());
         }
