@@ -10,7 +10,7 @@ use crate::device::Device;
 use crate::mapping::{Map, Mapping};
 use crate::poison::PAGE;
 use crate::probe::{self, Fault};
-use crate::region::MIB;
+use crate::region::{GIB, MIB};
 
 const HUGE: u64 = 2 * MIB;
 /// `si_addr_lsb` of an error that costs 4 KiB.
@@ -148,6 +148,21 @@ pub fn user(device: &Device, view: View, with_child: bool) -> Outcome<Child> {
         link.send(&said)?;
         child.finish()
     })
+}
+
+/// A process with this view, which has the page that is to fail, with the address of its mapping; and one that maps another GiB
+/// of a device of two. Both are there.
+pub fn near_and_far(device: &Device, view: View, lost: u64) -> Outcome<((Child, usize), Child)> {
+    let elsewhere = View {
+        offset: if lost < GIB { GIB } else { 0 },
+        length: GIB,
+        small: false,
+    };
+    let mut near = user(device, view, false)?;
+    let mut far = user(device, elsewhere, false)?;
+    let base = near.link().receive()?.parse().unwrap_or(0);
+    far.link().receive()?;
+    Ok(((near, base), far))
 }
 
 /// Waits to be asked, then says what signal came: `nothing`, or its code, address and size.

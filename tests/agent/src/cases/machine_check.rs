@@ -15,7 +15,9 @@ use crate::region::{Region, GIB, MIB};
 use crate::scrub::{self, Policy};
 use crate::spinner::{describe, spin, Spinner};
 use crate::tracing::Tracing;
-use crate::witness::{block_sigbus, failed_at, tell, user, want_early_signals, View, LSB};
+use crate::witness::{
+    block_sigbus, failed_at, near_and_far, tell, user, want_early_signals, View, LSB,
+};
 use crate::{check, check_eq, say};
 
 use super::page_less;
@@ -128,15 +130,7 @@ fn load() -> Outcome {
         say!("page at {lost:#x}, leaf of {leaf:#x}, restart {restart:?}");
         let physical = device.physical(lost)?;
         let into = lost - view.offset;
-        let elsewhere = View {
-            offset: if lost < GIB { GIB } else { 0 },
-            length: GIB,
-            small: false,
-        };
-        let mut near = user(&device, view, false)?;
-        let mut far = user(&device, elsewhere, false)?;
-        let near_base: usize = near.link().receive()?.parse().unwrap_or(0);
-        far.link().receive()?;
+        let ((mut near, near_base), mut far) = near_and_far(&device, view, lost)?;
         let mut reader = Spinner::reading(
             || {
                 let mapping = map(&device, view)?;

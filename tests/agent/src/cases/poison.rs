@@ -12,7 +12,7 @@ use crate::region::{Region, GIB, MIB};
 use crate::scrub::{self, Policy};
 use crate::spinner::Spinner;
 use crate::tracee::Memory;
-use crate::witness::{failed_at, touch_one_lost, user, View, LSB};
+use crate::witness::{failed_at, near_and_far, touch_one_lost, user, View, LSB};
 use crate::{check, check_eq, say};
 
 use super::page_less;
@@ -161,15 +161,7 @@ fn signals() -> Outcome {
     ];
     for (lost, view) in trials {
         let physical = device.physical(lost)?;
-        let elsewhere = View {
-            offset: if lost < GIB { GIB } else { 0 },
-            length: GIB,
-            small: false,
-        };
-        let mut near = user(&device, view, false)?;
-        let mut far = user(&device, elsewhere, false)?;
-        let base: usize = near.link().receive()?.parse().unwrap_or(0);
-        far.link().receive()?;
+        let ((mut near, base), mut far) = near_and_far(&device, view, lost)?;
         poison::offline(physical)?;
         near.link().send("go")?;
         far.link().send("go")?;
