@@ -251,7 +251,7 @@ fn linux_lines(text: &str, keys: &[&str]) -> Vec<String> {
         .collect()
 }
 
-/// Releases of the kernels that are installed and can be booted.
+/// Releases of the kernels that are installed and can be booted, the newest last.
 pub fn kernels(root: &Path) -> Vec<String> {
     let modules = fs::read_dir(root.join("lib/modules"))
         .into_iter()
@@ -261,8 +261,29 @@ pub fn kernels(root: &Path) -> Vec<String> {
         .filter_map(|entry| entry.file_name().into_string().ok())
         .filter(|release| root.join(format!("boot/vmlinuz-{release}")).exists())
         .collect();
-    kernels.sort();
+    kernels.sort_by_cached_key(|release| numbers_apart(release));
     kernels
+}
+
+/// Text and numbers of a kernel's release in turn: 7.10 is newer than 7.9, and than 7.10-rc1.
+fn numbers_apart(release: &str) -> Vec<(String, u64)> {
+    let mut parts = Vec::new();
+    // A candidate comes before all that follows a number otherwise.
+    let release = release.replace("-rc", "\0");
+    let mut rest = release.as_str();
+    while !rest.is_empty() {
+        let number = rest
+            .find(|c: char| c.is_ascii_digit())
+            .unwrap_or(rest.len());
+        let (text, from_number) = rest.split_at(number);
+        let end = from_number
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(from_number.len());
+        let (digits, after) = from_number.split_at(end);
+        parts.push((text.to_owned(), digits.parse().unwrap_or(0)));
+        rest = after;
+    }
+    parts
 }
 
 /// What makes a boot loader known that was not found.
@@ -333,6 +354,23 @@ mod tests {
 
     fn read(root: &Path, path: &str) -> Option<String> {
         fs::read_to_string(root.join(path)).ok()
+    }
+
+    #[test]
+    fn newest_kernel_last() {
+        let root = tempfile::tempdir().unwrap();
+        let sorted = [
+            "7.3-rc1-amd64",
+            "7.3-amd64",
+            "7.3.4+deb13-amd64",
+            "7.9.12-amd64",
+            "7.10.1-amd64",
+        ];
+        for release in sorted.iter().rev() {
+            write(root.path(), &format!("boot/vmlinuz-{release}"), "");
+            fs::create_dir_all(root.path().join("lib/modules").join(release)).unwrap();
+        }
+        assert_eq!(kernels(root.path()), sorted);
     }
 
     /// A host with both boot loaders.
