@@ -16,6 +16,18 @@ use crate::ffi::trace;
 use crate::ffi::vma::Request;
 use crate::plan::{congruence, PageOff, Window, PAGE_SIZE};
 
+/// How much there is to be mapped, bytes.
+///
+/// # Errors
+///
+/// As with a mapping, when the device has been unbound.
+pub(crate) fn size(device: &Device) -> Result<u64, Error> {
+    match device.is_live() {
+        true => Ok(device.map().pages() * PAGE_SIZE),
+        false => Err(Error::NotBound),
+    }
+}
+
 /// Accepts a shared mapping that lies inside the device, at any page of it.
 ///
 /// # Errors

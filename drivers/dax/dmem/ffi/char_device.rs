@@ -72,7 +72,7 @@ impl Drop for CharDevice {
 /// The operations of every file of this driver.
 static OPERATIONS: Table<raw::file_operations> = Table(raw::file_operations {
     owner: this_module(),
-    llseek: Some(raw::noop_llseek),
+    llseek: Some(llseek),
     open: Some(open),
     release: Some(release),
     get_unmapped_area: Some(get_unmapped_area),
@@ -114,6 +114,26 @@ unsafe extern "C" fn release(_inode: *mut raw::inode, file: *mut raw::file) -> c
     // SAFETY: `open` stored the reference, and nobody uses the file any more.
     registry::close(unsafe { Arc::<Device>::from_raw((*file).private_data.cast_const().cast()) });
     0
+}
+
+/// Moves the file's position, which says nothing here. Programs seek to the end to learn the size:
+/// those that map guests' memory for vhost-user, by the descriptor that QEMU passes them, do so to
+/// check what they are asked to map. Goes on to [`mmap::size`].
+///
+/// # Safety
+///
+/// `file` must have been opened by `open`.
+unsafe extern "C" fn llseek(
+    file: *mut raw::file,
+    offset: raw::loff_t,
+    whence: c_int,
+) -> raw::loff_t {
+    from_result(|| {
+        // SAFETY: The kernel passes a file of this driver.
+        let size = raw::loff_t::try_from(mmap::size(unsafe { device_of(file) })?)?;
+        // SAFETY: As above.
+        Ok(unsafe { raw::fixed_size_llseek(file, offset, whence, size) })
+    })
 }
 
 /// Goes on to [`mmap::prepare`].

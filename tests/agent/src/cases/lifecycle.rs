@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Bind, unbind, quarantine and removal, with users in every state.
 
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 
 use crate::case::{errno, Case, Outcome};
 use crate::child::{Child, End};
@@ -78,7 +78,13 @@ fn unbind_while_mapped() -> Outcome {
     let device = page_less(GIB, &parts)?;
     let start = Region::first()?.start;
     let mut child = Child::start(|link| {
-        let file = device.open()?;
+        let mut file = device.open()?;
+        check_eq!(file.seek(SeekFrom::End(0))?, 2 * GIB, "end of the file");
+        check_eq!(
+            errno(file.seek(SeekFrom::Current(1))),
+            Some(libc::EINVAL),
+            "errno of a seek beyond it"
+        );
         let mapping = Map::new(2 * GIB).file(&file)?;
         mapping.write(0, 11);
         mapping.write(GIB, 12);
@@ -107,6 +113,11 @@ fn unbind_while_mapped() -> Outcome {
             again,
             Some(libc::ENXIO),
             "errno of mmap on the open file after unbind"
+        );
+        check_eq!(
+            errno(file.seek(SeekFrom::End(0))),
+            Some(libc::ENXIO),
+            "errno of a seek in it"
         );
         let opened = errno(std::fs::File::open(device.path()));
         check!(opened.is_some(), "the device could be opened after unbind");
