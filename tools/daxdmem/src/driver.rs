@@ -139,6 +139,19 @@ impl Driver {
         sysfs::number(&device.join(Self::NAME).join("openers"))
     }
 
+    /// Whether a device of the machine may still write to a bound device's memory (VFIO), given its directory. Drivers
+    /// that cannot tell say no.
+    pub fn is_reached_by_dma(device: &Path) -> bool {
+        sysfs::number(&device.join(Self::NAME).join("dma")).is_some_and(|reached: u64| reached != 0)
+    }
+
+    /// What of these ranges is in quarantine.
+    pub fn quarantine_of(ranges: &[Range]) -> impl Iterator<Item = Quarantine> + use<'_> {
+        Self::quarantine()
+            .into_iter()
+            .filter(|held| ranges.iter().any(|range| range.overlaps(held.range)))
+    }
+
     /// See [`Unowned::quarantine`].
     pub fn quarantine() -> Vec<Quarantine> {
         let text = Self::lines("quarantine").unwrap_or_default();
@@ -265,6 +278,15 @@ impl Quarantine {
             0 => "until no device of the machine can write to it any more (VFIO)".to_owned(),
             files => format!("until {files} open files are closed"),
         }
+    }
+
+    /// What becomes of a device that cannot be bound because of it.
+    pub fn unbound(&self) -> String {
+        format!(
+            "it is unbound, and stays so: {} is in quarantine {}; bind it then",
+            self.range,
+            self.end()
+        )
     }
 
     /// `0xSTART-0xEND daxX.Y OPENERS`, the end inclusive.

@@ -49,6 +49,8 @@ pub enum Ended {
     Renamed(GuestName, GuestName),
     /// A guest has its new size, or as before.
     Resized(PartName, bool),
+    /// A guest has its new size or as before, and its device is not bound.
+    ResizeLeft(PartName, String),
     /// A device is used as it was to be, or as before.
     Mode(DeviceName, bool),
     /// A device is used as neither.
@@ -62,7 +64,11 @@ impl Ended {
     pub fn leaves_something(&self) -> bool {
         matches!(
             self,
-            Ended::CreateDone(..) | Ended::LeftAlone(..) | Ended::ModeLeft(..) | Ended::Stays(..)
+            Ended::CreateDone(..)
+                | Ended::LeftAlone(..)
+                | Ended::ModeLeft(..)
+                | Ended::ResizeLeft(..)
+                | Ended::Stays(..)
         )
     }
 
@@ -114,6 +120,7 @@ impl fmt::Display for Ended {
             Ended::Renamed(from, to) => write!(f, "rename {from} {to} was interrupted: completed"),
             Ended::Resized(name, true) => write!(f, "resize {name} was interrupted: completed"),
             Ended::Resized(name, false) => write!(f, "resize {name} was interrupted: undone"),
+            Ended::ResizeLeft(name, what) => write!(f, "resize {name} was interrupted: {what}"),
             Ended::Mode(device, true) => write!(f, "mode {device} was interrupted: completed"),
             Ended::Mode(device, false) => write!(f, "mode {device} was interrupted: undone"),
             Ended::ModeLeft(device, what) => write!(f, "mode {device} was interrupted: {what}"),

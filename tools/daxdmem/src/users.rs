@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Who uses a device: programs that have it open or mapped, found in /proc.
+//! Who uses a device: programs that have it open or mapped, found in /proc, and devices of the machine.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, DirEntry, Metadata};
 use std::path::Path;
+use std::thread::sleep;
+use std::time::Duration;
 
 use crate::access;
 use crate::bus::Device;
@@ -20,9 +22,15 @@ const SHOWN: usize = 8;
 pub struct Users {
     /// Number of open files, where the driver counts them.
     openers: Option<u64>,
+    /// Whether a device of the machine may still write to it, though no program has it open.
+    by_dma: bool,
     /// Names of the programs by process id.
     programs: BTreeMap<u32, String>,
 }
+
+/// How often it is looked whether DMA is over, a tenth of a second apart: what a process had goes a little later than
+/// the process.
+const LOOKS: u32 = 10;
 
 impl Users {
     /// The device's users; `None` when it has none.
@@ -32,16 +40,21 @@ impl Users {
     pub fn of(device: &Device) -> Option<Users> {
         let counted = device.openers.or_else(|| {
             let ranges = device.ranges.as_deref().unwrap_or_default();
-            let held = Driver::quarantine()
-                .into_iter()
-                .filter(|held| ranges.iter().any(|range| range.overlaps(held.range)));
-            held.map(|held| held.openers).max()
+            Driver::quarantine_of(ranges).map(|held| held.openers).max()
         });
-        if counted == Some(0) || device.driver.as_deref() == Some("kmem") {
+        if device.driver.as_deref() == Some("kmem") {
             return None;
+        }
+        if counted == Some(0) {
+            return is_reached_by_dma(&device.path).then(|| Users {
+                openers: counted,
+                by_dma: true,
+                programs: BTreeMap::new(),
+            });
         }
         let users = Users {
             openers: counted,
+            by_dma: false,
             programs: programs(device),
         };
         (counted.is_some() || !users.programs.is_empty()).then_some(users)
@@ -57,6 +70,12 @@ impl Users {
 
 impl fmt::Display for Users {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.by_dma {
+            return write!(
+                f,
+                "by a device of the machine, which may still write to it (VFIO; that ends with the processes that have its container)"
+            );
+        }
         if let Some(openers) = self.openers {
             write!(
                 f,
@@ -78,6 +97,16 @@ impl fmt::Display for Users {
             more => write!(f, " and {more} more"),
         }
     }
+}
+
+/// Whether a device of the machine may write to it, and goes on so.
+fn is_reached_by_dma(device: &Path) -> bool {
+    (0..LOOKS).all(|look| {
+        if look > 0 {
+            sleep(Duration::from_millis(100));
+        }
+        Driver::is_reached_by_dma(device)
+    })
 }
 
 /// The programs that have the device open or mapped.
@@ -118,6 +147,7 @@ mod tests {
     fn users(openers: Option<u64>, pids: std::ops::Range<u32>) -> String {
         Users {
             openers,
+            by_dma: false,
             programs: pids.map(|pid| (pid, format!("prog{pid}"))).collect(),
         }
         .to_string()

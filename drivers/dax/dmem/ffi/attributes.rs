@@ -15,6 +15,7 @@
 //!
 //! - `state`: one word for what it is doing, see [`stats::state`];
 //! - `openers`: number of open files;
+//! - `dma`: whether a device of the machine may reach it, see [`dma::may_reach`];
 //! - `mappings`: number of VMAs, in all processes;
 //! - `leaves`: page-table entries that map it, see [`Leaves`];
 //! - `faults`: page faults, see [`Stats`](stats::Stats);
@@ -34,6 +35,7 @@ use kernel::prelude::*;
 use kernel::str::{CString, Formatter};
 use kernel::sync::Arc;
 
+use crate::dma;
 use crate::registry::{self, Clean, Policies, Quarantine, Scrubbing};
 use crate::scrub::{self, Policy, Progress, Scrub};
 use crate::stats;
@@ -75,8 +77,9 @@ static DEVICE_GROUP: Table<raw::attribute_group> = group(
     addr_of!(DEVICE_ATTRIBUTES.0).cast(),
     badblocks_file::device_files(),
 );
-static DEVICE_ATTRIBUTES: Table<[*const raw::attribute; 9]> = Table([
+static DEVICE_ATTRIBUTES: Table<[*const raw::attribute; 10]> = Table([
     addr_of!(OPENERS.0.attr),
+    addr_of!(DMA.0.attr),
     addr_of!(POLICY.0.attr),
     addr_of!(STATE.0.attr),
     addr_of!(PROGRESS.0.attr),
@@ -103,6 +106,7 @@ static NEXT_POLICY: Table<raw::driver_attribute> = of_driver(
 static SCRUBBED: Table<raw::driver_attribute> = of_driver(c"scrubbed", 0o444, show_scrubbed, None);
 
 static OPENERS: Table<raw::device_attribute> = of_device(c"openers", 0o444, show_openers, None);
+static DMA: Table<raw::device_attribute> = of_device(c"dma", 0o444, show_dma, None);
 static POLICY: Table<raw::device_attribute> =
     of_device(c"scrub_policy", 0o644, show_policy, Some(store_policy));
 static STATE: Table<raw::device_attribute> = of_device(c"scrub_state", 0o444, show_state, None);
@@ -225,6 +229,7 @@ macro_rules! show_device {
 
 show_device! {
     show_openers(device) => Line(device.openers());
+    show_dma(device) => Line(u8::from(dma::may_reach(device)));
     show_policy(device) => Line(device.policy().name());
     show_state(device) => Line(device.cleanness().name());
     show_progress(device) => Line(ShownProgress(device.scrub()));

@@ -128,7 +128,7 @@ fn dma() -> Outcome {
 }
 
 /// Has the device map, and then has nothing of it but the container.
-fn give_away(device: &Device) -> Outcome<Edu> {
+pub(super) fn give_away(device: &Device) -> Outcome<Edu> {
     let edu = Edu::open()?;
     let file = device.open()?;
     let mapping = Map::new(64 * MIB).file(&file)?;

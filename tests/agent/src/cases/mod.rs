@@ -48,6 +48,7 @@ mod tool_mode;
 mod tool_nodes;
 mod tool_owner;
 mod tool_poison;
+mod tool_quarantine;
 mod tool_refusals;
 mod tool_reserve;
 mod tool_resize;
@@ -101,6 +102,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         pmem::CASES,
         fuzz::CASES,
         tool_verbs::CASES,
+        tool_quarantine::CASES,
         tool_refusals::CASES,
         tool_kills::CASES,
         tool_nodes::CASES,

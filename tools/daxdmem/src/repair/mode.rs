@@ -5,6 +5,7 @@
 
 use super::Ended;
 use crate::change;
+use crate::driver::Driver;
 use crate::error::Result;
 use crate::host;
 use crate::journal::ChangeMode;
@@ -52,6 +53,12 @@ fn settle(change: &ChangeMode) -> Result<Ended> {
         Mode::SystemRam => &change.to,
         _ => &change.from,
     };
-    change::attach(&change.device, wanted, change.settings.scrub)?;
-    Ok(Ended::Mode(name, *wanted == change.to))
+    match change::attach(&change.device, wanted, change.settings.scrub) {
+        Ok(()) => Ok(Ended::Mode(name, *wanted == change.to)),
+        // Nothing can be done before that ends, and everything else has to go on.
+        Err(error) => match Driver::quarantine_of(ranges).next() {
+            Some(held) => left(held.unbound()),
+            None => Err(error),
+        },
+    }
 }

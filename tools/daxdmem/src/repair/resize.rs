@@ -5,6 +5,7 @@
 use super::Ended;
 use crate::bus::{Bus, Device, Range};
 use crate::change;
+use crate::driver::Driver;
 use crate::error::Result;
 use crate::journal::Resize;
 use crate::mode::Mode;
@@ -34,9 +35,16 @@ pub fn end(store: &mut Store, resize: &Resize) -> Result<Ended> {
         return Ok(Ended::LeftAlone(name, device, why));
     }
     let bound = resize.mode == Mode::of(device);
+    let mut held = None;
     if !(bound && has == *wanted) {
         change::reshape(&resize.device, wanted)?;
-        change::attach(&resize.device, &resize.mode, resize.settings.scrub)?;
+        if let Err(error) = change::attach(&resize.device, &resize.mode, resize.settings.scrub) {
+            // Nothing can be done before that ends, and everything else has to go on.
+            held = Driver::quarantine_of(wanted).next();
+            if held.is_none() {
+                return Err(error);
+            }
+        }
     }
     store.update(|state| {
         if let Some(guest) = state.guests.get_mut(&resize.name) {
@@ -44,7 +52,10 @@ pub fn end(store: &mut Store, resize: &Resize) -> Result<Ended> {
         }
         state.operation = None;
     })?;
-    Ok(Ended::Resized(name, done))
+    Ok(match held {
+        None => Ended::Resized(name, done),
+        Some(held) => Ended::ResizeLeft(name, held.unbound()),
+    })
 }
 
 fn bus_ranges<'b>(bus: &'b Bus, resize: &Resize) -> Option<&'b [Range]> {

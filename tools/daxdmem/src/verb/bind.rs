@@ -155,10 +155,7 @@ fn check(device: &Device) -> Result<()> {
         None => {}
     }
     let ranges = device.ranges.as_deref().unwrap_or_default();
-    let held = Driver::quarantine()
-        .into_iter()
-        .find(|held| ranges.iter().any(|range| range.overlaps(held.range)));
-    match held {
+    match Driver::quarantine_of(ranges).next() {
         Some(held) => Err(Error::Quarantined {
             device: device.name,
             held,

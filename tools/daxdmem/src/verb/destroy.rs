@@ -147,8 +147,7 @@ fn tell(name: &PartName, guest: &Record) {
             Size(lost)
         ));
     }
-    let held = Driver::quarantine().into_iter();
-    for held in held.filter(|held| guest.ranges.iter().any(|range| range.overlaps(held.range))) {
+    for held in Driver::quarantine_of(&guest.ranges) {
         note(&format!(
             "{} stays in quarantine {}, and is not given out before",
             held.range,

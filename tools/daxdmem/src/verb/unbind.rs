@@ -47,8 +47,7 @@ fn unbind(device: &Device, named: &Named<'_>) -> Result<()> {
     change::unbind(&device.identity())?;
     done(&format!("{named}: unbound"));
     let ranges = device.ranges.as_deref().unwrap_or_default();
-    let held = Driver::quarantine().into_iter();
-    for held in held.filter(|held| ranges.iter().any(|range| range.overlaps(held.range))) {
+    for held in Driver::quarantine_of(ranges) {
         note(&format!("{} is in quarantine {}", held.range, held.end()));
     }
     if let Some(progress) = wait::under_way(ranges) {
