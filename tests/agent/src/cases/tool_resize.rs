@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The tool's verbs that change a guest's name or its device's size, and those that only tell.
 
+use std::path::Path;
+
 use crate::case::{Case, Outcome};
 use crate::command::Command;
 use crate::device::{Device, DAX_DMEM};
@@ -338,11 +340,13 @@ fn show_stats() -> Outcome {
 
     // The size of a struct page is the kernel's word, by another way than the tool's.
     let page = crate::page_struct::size()?;
+    // The debug kernel has no type information; the tool takes the usual size then, and says so.
+    let known = Path::new("/sys/kernel/btf/vmlinux").exists();
     let saved = 2 * GIB / 4096 * page;
     let json = done("stats --json")?;
     for text in [
         format!("\"struct_page\": {page}"),
-        "\"struct_page_known\": true".to_owned(),
+        format!("\"struct_page_known\": {known}"),
         format!("\"saved\": {saved}"),
         format!("\"page_less\": {}", 2 * GIB + 64 * MIB),
         format!("\"reserved\": {}", region.size),

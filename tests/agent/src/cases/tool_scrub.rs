@@ -9,6 +9,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::case::{errno, Case, Outcome};
+use crate::cmdline::patient;
 use crate::command::{Command, Ran};
 use crate::device::{driver_attribute, Device, DAX_DMEM};
 use crate::mapping::Map;
@@ -430,7 +431,7 @@ fn interrupted() -> Outcome {
         "it says {said}"
     );
     let scrubbing = driver_attribute(DAX_DMEM, "scrubbing");
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + patient(Duration::from_secs(60));
     while !sysfs::read(&scrubbing)?.is_empty() {
         check!(Instant::now() < deadline, "the scrub does not end");
         std::thread::sleep(Duration::from_millis(20));
