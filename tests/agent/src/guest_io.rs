@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What a second-level guest does with disks and the network when it is told to.
+//! What a second-level guest does with disks, shared directories and the network when it is told to.
 //!
 //! | command | what it does, each with so many MiB of the pattern of this seed |
 //! |---|---|
 //! | `disk NAME write SEED MIB` | writes them to /dev/NAME, past the guest's page cache |
 //! | `disk NAME read SEED MIB` | reads them back |
+//! | `share TAG write SEED MIB` | writes them to a file of the directory that the host shares by virtiofs, past the guest's page cache |
+//! | `share TAG read SEED MIB` | reads them back |
+//! | `share TAG create SEED MIB` | writes them to another file, which the open past the page cache makes |
 //! | `net send SEED MIB` | sends them to the host |
 //! | `net receive SEED MIB` | gets them from the host |
 //!
@@ -12,10 +15,10 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::case::{Failure, Named, Outcome};
@@ -25,18 +28,22 @@ use crate::region::MIB;
 use crate::{fail, module, mount};
 
 /// The host's end of the network, where somebody listens.
-pub const HOST: &str = "10.9.0.1:9000";
+pub const HOST: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 9, 0, 1), 9000);
 /// The guest's address.
-const ADDRESS: [u8; 4] = [10, 9, 0, 2];
-const NETMASK: [u8; 4] = [255, 255, 255, 0];
+pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
+const NETMASK: Ipv4Addr = Ipv4Addr::new(255, 255, 255, 0);
 const INTERFACE: &[u8] = b"eth0";
+/// The file that the guest makes in a shared directory.
+pub const SHARED_FILE: &str = "shared";
 
 /// How long hardware may take to appear, in nested emulation on a busy machine.
 const APPEARS: Duration = Duration::from_secs(60);
 
 /// Whether a command is for this file.
 pub fn knows(command: &str) -> bool {
-    command.starts_with("disk ") || command.starts_with("net ")
+    ["disk ", "share ", "net "]
+        .iter()
+        .any(|kind| command.starts_with(kind))
 }
 
 /// Executes it.
@@ -56,21 +63,25 @@ fn execute(command: &str) -> Outcome<Option<Duration>> {
     };
     load_modules()?;
     match words[..] {
-        ["disk", name, action, seed, mib] => {
+        [kind @ ("disk" | "share"), name, action, seed, mib] => {
             let (pattern, length) = numbers(seed, mib)?;
-            let disk = open_disk(name)?;
+            let disk = match kind {
+                "disk" => open_disk(name)?,
+                _ if action == "create" => open_direct(&shared(name)?.join("created"), true)?,
+                _ => open_shared(name)?,
+            };
             let begin = Instant::now();
             match action {
-                "write" => write_disk(&disk, pattern, length)?,
+                "write" | "create" => write_disk(&disk, pattern, length)?,
                 "read" => read_disk(&disk, pattern, length)?,
-                _ => fail!("a disk does not {action}"),
+                _ => fail!("a {kind} does not {action}"),
             }
             Ok(Some(begin.elapsed()))
         }
         ["net", action, seed, mib] => {
             let (pattern, length) = numbers(seed, mib)?;
             start_network()?;
-            let stream = TcpStream::connect(HOST).named(HOST)?;
+            let stream = TcpStream::connect(HOST).named("the host")?;
             let begin = Instant::now();
             match action {
                 "send" => send(stream, pattern, length)?,
@@ -112,9 +123,32 @@ fn wait_for(path: &Path) -> Outcome {
 fn open_disk(name: &str) -> Outcome<File> {
     let path = Path::new("/dev").join(name);
     wait_for(&path)?;
+    open_direct(&path, false)
+}
+
+/// The directory of this tag, mounted.
+fn shared(tag: &str) -> Outcome<PathBuf> {
+    let directory = Path::new("/share").join(tag);
+    if !directory.exists() {
+        mount::mount(tag, &directory.display().to_string(), "virtiofs", 0, "")?;
+    }
+    Ok(directory)
+}
+
+/// The file in the directory of this tag, made as any other file where it is not there yet.
+fn open_shared(tag: &str) -> Outcome<File> {
+    let file = shared(tag)?.join(SHARED_FILE);
+    if !file.exists() {
+        File::create(&file).named(file.display())?;
+    }
+    open_direct(&file, false)
+}
+
+/// Opens for reading and writing past the page cache.
+fn open_direct(path: &Path, create: bool) -> Outcome<File> {
     let mut options = File::options();
     options.read(true).write(true).custom_flags(libc::O_DIRECT);
-    options.open(&path).named(path.display())
+    options.create(create).open(path).named(path.display())
 }
 
 /// Room for one piece, at a page's boundary as O_DIRECT wants it.
@@ -200,10 +234,10 @@ fn start_network() -> Outcome {
     Ok(())
 }
 
-fn internet(address: [u8; 4]) -> libc::sockaddr {
+fn internet(address: Ipv4Addr) -> libc::sockaddr {
     let mut data: [libc::c_char; 14] = [0; 14];
     // Behind the port.
-    for (to, from) in data[2..].iter_mut().zip(address) {
+    for (to, from) in data[2..].iter_mut().zip(address.octets()) {
         *to = from as libc::c_char;
     }
     libc::sockaddr {

@@ -13,6 +13,7 @@ mod cmdline;
 mod command;
 mod control;
 mod counters;
+mod daemon;
 mod device;
 mod disk;
 mod early;

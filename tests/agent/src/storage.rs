@@ -1,18 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Disks of the first-level VM for guests, and the real programs that stand between them.
+//! Disks of the first-level VM for guests.
 
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use crate::case::{Named, Outcome};
-use crate::cmdline::patient;
-use crate::guest_io;
 use crate::pattern::Pattern;
 use crate::region::MIB;
-use crate::{check, module};
+use crate::{guest_io, module};
 
 /// Disks in memory; as with real ones, O_DIRECT has them read and write the caller's pages (drivers/block/brd.c).
 #[derive(Clone, Copy)]
@@ -72,45 +67,4 @@ pub enum Cache {
     Writeback,
     /// O_DIRECT.
     None,
-}
-
-/// A running qemu-storage-daemon, killed on drop.
-pub struct StorageDaemon(Child);
-
-impl StorageDaemon {
-    /// Starts it with these arguments, blanks between, and waits until these sockets are there.
-    pub fn start(arguments: &str, sockets: &[&str]) -> Outcome<StorageDaemon> {
-        for socket in sockets {
-            // One that is left over would be taken for the new one.
-            let _ = std::fs::remove_file(socket);
-        }
-        let child = Command::new("qemu-storage-daemon")
-            .args(arguments.split_ascii_whitespace())
-            .stdin(Stdio::null())
-            .spawn()
-            .named("qemu-storage-daemon")?;
-        let mut daemon = StorageDaemon(child);
-        let deadline = Instant::now() + patient(Duration::from_secs(60));
-        while !sockets.iter().all(|socket| Path::new(socket).exists()) {
-            check!(
-                daemon.0.try_wait()?.is_none() && Instant::now() < deadline,
-                "qemu-storage-daemon did not make {sockets:?}"
-            );
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        Ok(daemon)
-    }
-
-    /// The process.
-    pub fn pid(&self) -> u32 {
-        self.0.id()
-    }
-}
-
-impl Drop for StorageDaemon {
-    fn drop(&mut self) {
-        // Gone already is as good.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }

@@ -72,8 +72,8 @@ pub struct Lab {
 /// Modules the root file system needs before it can be mounted.
 const ROOT_MODULES: &[&str] = &["virtio_blk", "squashfs", "overlay"];
 
-/// Modules that second-level guests may load: disks, emulated or passed on, and the network.
-const GUEST_MODULES: &[&str] = &["virtio_blk", "nvme", "virtio_net"];
+/// Modules that second-level guests may load: disks, emulated or passed on, the network, and shared directories.
+const GUEST_MODULES: &[&str] = &["virtio_blk", "nvme", "virtio_net", "virtiofs"];
 
 /// The tool's recorded sessions, which the agent plays.
 const SESSIONS: &str = "/src/tools/daxdmem/tests/sessions";

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use crate::case::{Case, Failure, Outcome};
 use crate::command::Command;
+use crate::daemon::Daemon;
 use crate::device::Device;
 use crate::kvm;
 use crate::pattern::Pattern;
 use crate::pci::{Function, NVME};
 use crate::region::{GIB, MIB};
-use crate::storage::{verify, Cache, RamDisk, StorageDaemon};
+use crate::storage::{verify, Cache, RamDisk};
 use crate::tracing::Tracing;
 use crate::vmm::{self, Guest, Model};
 use crate::{check, check_eq, fail, guest_io, module, say, sysfs};
@@ -94,8 +95,13 @@ pub(super) fn finish(mut guest: Guest) -> Outcome {
 
 /// A disk that works: what the guest writes and reads is what the disk holds. Says what it takes.
 pub(super) fn try_disk(guest: &mut Guest, name: &str, what: &str, seed: u64) -> Outcome {
-    let written = done(guest, &format!("disk {name} write {seed} 16"))?;
-    let read = done(guest, &format!("disk {name} read {seed} 16"))?;
+    try_file(guest, &format!("disk {name}"), what, seed)
+}
+
+/// The same for whatever the guest can write to and read from.
+pub(super) fn try_file(guest: &mut Guest, file: &str, what: &str, seed: u64) -> Outcome {
+    let written = done(guest, &format!("{file} write {seed} 16"))?;
+    let read = done(guest, &format!("{file} read {seed} 16"))?;
     say!("{what}: 16 MiB written in {written} ms, read in {read} ms");
     Ok(())
 }
@@ -105,13 +111,23 @@ pub(super) const LENGTH: u64 = 16 * MIB;
 
 /// A disk that cannot work: each way an I/O error is all that comes of it.
 pub(super) fn refused_disk(guest: &mut Guest, name: &str, what: &str) -> Outcome {
-    for action in ["write", "read"] {
-        let answer = guest.ask(&format!("disk {name} {action} 1 1"))?;
-        check!(
-            answer.starts_with("failed: ") && answer.contains("os error 5"),
-            "{what}: {action} says {answer}"
-        );
-    }
+    refused_file(guest, &format!("disk {name}"), what, libc::EIO)
+}
+
+/// The same for whatever the guest could write to and read from.
+pub(super) fn refused_file(guest: &mut Guest, file: &str, what: &str, error: i32) -> Outcome {
+    ["write", "read"]
+        .into_iter()
+        .try_for_each(|action| refused_action(guest, &format!("{file} {action}"), what, error))
+}
+
+/// The same for one way.
+pub(super) fn refused_action(guest: &mut Guest, action: &str, what: &str, error: i32) -> Outcome {
+    let answer = guest.ask(&format!("{action} 1 1"))?;
+    check!(
+        answer.starts_with("failed: ") && answer.ends_with(&format!("(os error {error})")),
+        "{what}: {action} says {answer}"
+    );
     Ok(())
 }
 
@@ -197,7 +213,8 @@ fn guest_disks() -> Outcome {
     let device = page_less(GIB, &[(0, GIB)])?;
     RamDisk::load()?;
     let [nbd, buffered, direct] = ["/run/nbd", "/run/buffered", "/run/direct"];
-    let daemon = StorageDaemon::start(
+    let daemon = Daemon::start(
+        "qemu-storage-daemon",
         &format!(
             "--blockdev {} --blockdev {} --blockdev {} \
              --nbd-server addr.type=unix,addr.path={nbd} --export type=nbd,id=e4,node-name=n4,name=disk,writable=on \
@@ -246,24 +263,26 @@ fn guest_disks() -> Outcome {
     Ok(())
 }
 
-/// Whether the process has the device mapped, by the descriptor that QEMU has passed it.
-fn maps(device: &Device, pid: u32) -> Outcome {
+/// Whether the process, or a child of it, has the device mapped, by the descriptor that QEMU has passed it.
+pub(super) fn maps(device: &Device, pid: u32) -> Outcome {
     let path = device.path().display().to_string();
-    let maps = sysfs::read(format!("/proc/{pid}/maps"))?;
-    check!(
-        maps.lines().any(|line| line.ends_with(&path)),
-        "process {pid} does not map {path}"
-    );
-    Ok(())
+    let children = sysfs::read(format!("/proc/{pid}/task/{pid}/children"))?;
+    let own = pid.to_string();
+    for process in children.split_ascii_whitespace().chain([&own[..]]) {
+        let maps = sysfs::read(format!("/proc/{process}/maps"))?;
+        if maps.lines().any(|line| line.ends_with(&path)) {
+            return Ok(());
+        }
+    }
+    fail!("process {pid} does not map {path}, nor does a child of it")
 }
 
 fn vhost_net() -> Outcome {
-    const HALF: u64 = 512;
     let device = page_less(GIB, &[(0, GIB)])?;
     module::load("vhost_net")?;
     for line in [
         "ip tuntap add dmem0 mode tap",
-        "ip addr add 10.9.0.1/24 dev dmem0",
+        &format!("ip addr add {}/24 dev dmem0", guest_io::HOST.0),
         "ip link set dmem0 up",
     ] {
         Command::line(line).run()?;
@@ -280,17 +299,23 @@ fn vhost_net() -> Outcome {
         vhost.lines().any(|name| name.starts_with("vhost-")),
         "there is no thread of vhost-net"
     );
+    transfer(&mut guest, listener)?;
+    finish(guest)?;
+    Command::line("ip link del dmem0").run().map(drop)
+}
+
+/// Sends 512 MiB from the guest to the host and back as many others, by TCP, and looks at each byte.
+pub(super) fn transfer(guest: &mut Guest, listener: TcpListener) -> Outcome {
+    const HALF: u64 = 512;
     let host = thread::spawn(move || -> Outcome {
         guest_io::receive(listener.accept()?.0, Pattern::new(21), HALF * MIB)?;
         guest_io::send(listener.accept()?.0, Pattern::new(22), HALF * MIB)
     });
-    let sent = done(&mut guest, &format!("net send 21 {HALF}"))?;
-    let received = done(&mut guest, &format!("net receive 22 {HALF}"))?;
+    let sent = done(guest, &format!("net send 21 {HALF}"))?;
+    let received = done(guest, &format!("net receive 22 {HALF}"))?;
     say!("{HALF} MiB sent in {sent} ms, received in {received} ms");
     match host.join() {
-        Ok(outcome) => outcome?,
+        Ok(outcome) => outcome,
         Err(_) => fail!("the host's end panicked"),
     }
-    finish(guest)?;
-    Command::line("ip link del dmem0").run().map(drop)
 }

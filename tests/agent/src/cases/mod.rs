@@ -3,6 +3,7 @@
 
 mod access;
 mod attach;
+mod attach_vhost_user;
 mod attach_window;
 mod bench_guest;
 mod bench_memory;
@@ -85,6 +86,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         machine_check::CASES,
         access::CASES,
         attach::CASES,
+        attach_vhost_user::CASES,
         attach_window::CASES,
         dma::CASES,
         daxctl::CASES,
