@@ -49,7 +49,7 @@ test-long: ## VM cases of which make test tries a part only, in full; broken cas
 test-debug: ## KUnit and the VM cases on a kernel with KASAN, lockdep, kmemleak
 	@tests/lab/run-tests debug $(CASES)
 
-test-attach: ## guests with disks, networks, PCI devices; migration, kexec of the host
+test-attach: ## guests with disks, networks, PCI devices; migration, kexec, dumps
 	@tests/lab/run-tests attach $(CASES)
 
 test-system: ## the admin guide, boots, upgrade and purge on a whole Debian 13

@@ -207,7 +207,7 @@ fn program_with_page() -> Outcome<Child> {
 }
 
 /// The physical address of a page of this process.
-fn physical(address: usize) -> Outcome<u64> {
+pub fn physical(address: usize) -> Outcome<u64> {
     const PRESENT: u64 = 1 << 63;
     let mut entry = [0; 8];
     let at = address as u64 / PAGE * 8;

@@ -12,6 +12,7 @@ mod child;
 mod cmdline;
 mod command;
 mod control;
+mod core_file;
 mod counters;
 mod daemon;
 mod device;

@@ -15,10 +15,12 @@ pub const CODE: i32 = 5;
 pub const BOOT_CODE: i32 = 6;
 /// The same for one that has loaded another kernel, which is to take over.
 pub const KEXEC_CODE: i32 = 7;
+/// The same for one that has loaded a kernel for the case of a crash: the kernel is to panic.
+pub const CRASH_CODE: i32 = 8;
 /// Further kernel parameters for the next boot.
 pub const PARAMETERS: &str = "/run/dmem/parameters";
 
-/// How many times the running case had the VM reset, booted again or gone on in another kernel.
+/// How many times the running case had the VM reset, booted again or gone on in another kernel, after a crash or not.
 pub fn count() -> u32 {
     let text = std::env::var(VARIABLE).unwrap_or_default();
     text.parse().unwrap_or(0)
@@ -44,4 +46,11 @@ pub fn boot_with(parameters: &str) -> Outcome {
 /// For the process of a case itself, as [`vm`].
 pub fn kexec() -> ! {
     std::process::exit(KEXEC_CODE)
+}
+
+/// Has the kernel panic, and the one that was loaded for that take over, with a dump of the first one's memory.
+///
+/// For the process of a case itself, as [`vm`].
+pub fn crash() -> ! {
+    std::process::exit(CRASH_CODE)
 }

@@ -124,6 +124,14 @@ fn run(case: &Case, control: &mut Control, log: &mut KernelLog) -> Outcome {
             }
             format!("not ok - {} # no kernel took over", case.name)
         }
+        (Ok(Some(reset::CRASH_CODE)), None) => {
+            note(&format!("case {} has the kernel panic", case.name));
+            control.request("crash")?;
+            // SAFETY: a plain system call.
+            unsafe { libc::sync() };
+            sysfs::write("/proc/sysrq-trigger", "c")?;
+            format!("not ok - {} # the kernel did not panic", case.name)
+        }
         (Ok(Some(SKIP)), None) => format!("ok - {} # SKIP {}", case.name, reason()),
         (Ok(Some(_)), None) => format!("not ok - {} # {}", case.name, reason()),
         (Ok(None), None) => format!("not ok - {} # the case was killed by a signal", case.name),

@@ -23,6 +23,8 @@ pub enum Distress {
 pub struct Console {
     lines: Vec<String>,
     first: Option<(Distress, String)>,
+    /// The next panic is one that a case has asked for.
+    panics: bool,
 }
 
 const SIGNS: &[(&str, Distress)] = &[
@@ -57,6 +59,11 @@ impl Console {
             .iter()
             .find(|(text, _)| from_kernel && line.contains(text))
             .map(|(_, distress)| *distress);
+        if self.panics && sign == Some(Distress::Panic) {
+            self.panics = false;
+            self.lines.push(line);
+            return None;
+        }
         let news = sign.filter(|sign| match &self.first {
             None => true,
             Some((Distress::Oops, _)) => *sign != Distress::Oops,
@@ -67,6 +74,11 @@ impl Console {
         }
         self.lines.push(line);
         news
+    }
+
+    /// The next panic is meant to be: another kernel takes over.
+    pub fn expect_panic(&mut self) {
+        self.panics = true;
     }
 
     /// The line that showed the distress.
@@ -118,5 +130,15 @@ mod tests {
         );
         assert_eq!(console.reason(), Some("Kernel panic - not syncing: x"));
         assert_eq!(console.tail(1), ["[ 1.3] Kernel panic - not syncing: x"]);
+    }
+
+    #[test]
+    fn one_panic_may_be_meant_to_be() {
+        let mut console = Console::default();
+        console.expect_panic();
+        let panic = "[ 1.3] Kernel panic - not syncing: sysrq triggered crash";
+        assert_eq!(console.push(panic.into()), None);
+        assert_eq!(console.reason(), None);
+        assert_eq!(console.push(panic.into()), Some(Distress::Panic));
     }
 }

@@ -65,6 +65,16 @@ const INTEL: Machine = Machine {
     ..STD
 };
 
+const KEXEC: Machine = Machine {
+    name: "kexec",
+    memory: 7 * GIB,
+    reserved: &[(3, 4)],
+    cpu: CPU_LA48,
+    cost: 3 * GIB,
+    disks: true,
+    ..STD
+};
+
 /// Guest time is a count of instructions: the yardstick for speed.
 const ICOUNT: Machine = Machine {
     name: "icount",
@@ -185,14 +195,19 @@ pub const MACHINES: &[Machine] = &[
         ..STD
     },
     // As nested, for one guest, with what it takes to go on in another kernel by kexec.
+    KEXEC,
+    // A kernel that panics leaves its memory to another one, in 512 MiB below 4 GiB, which dumps it: a host with a region of
+    // 3 GiB, and one with struct pages for all of its memory.
     Machine {
-        name: "kexec",
-        memory: 7 * GIB,
-        reserved: &[(3, 4)],
-        cpu: CPU_LA48,
-        cost: 3 * GIB,
-        disks: true,
-        ..STD
+        name: "kdump",
+        parameters: "crashkernel=512M",
+        ..KEXEC
+    },
+    Machine {
+        name: "kdump-pages",
+        reserved: &[],
+        parameters: "crashkernel=512M init_on_alloc=0",
+        ..KEXEC
     },
     // A machine check is broadcast, and whoever waits for a CPU that the host does not run gives up after a second:
     // a minute, in microseconds.

@@ -190,6 +190,10 @@ impl Session<'_> {
                 "next" => return self.on_next(vm, next),
                 "reset" => return self.on_reset(vm),
                 "kexec" => return self.begin_again().or_else(|| reached(vm.reply(""))),
+                "crash" => {
+                    self.console.expect_panic();
+                    return self.begin_again().or_else(|| reached(vm.reply("")));
+                }
                 _ => {}
             }
             if let Some(parameters) = request.strip_prefix("boot ") {

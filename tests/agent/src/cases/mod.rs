@@ -25,6 +25,7 @@ mod holes;
 mod holes_dax;
 mod hostile;
 mod isolation;
+mod kdump;
 mod kexec;
 mod kexec_refusals;
 mod lab;
@@ -101,6 +102,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         migration::CASES,
         kexec::CASES,
         kexec_refusals::CASES,
+        kdump::CASES,
         pmem::CASES,
         fuzz::CASES,
         tool_verbs::CASES,
