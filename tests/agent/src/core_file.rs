@@ -73,9 +73,8 @@ impl CoreFile {
     /// Reads memory from this physical address on.
     pub fn read(&self, physical: u64, bytes: &mut [u8]) -> Outcome {
         let end = physical + bytes.len() as u64;
-        let holds = |segment: &&Segment| {
-            segment.start <= physical && end <= segment.start + segment.length
-        };
+        let holds =
+            |segment: &&Segment| segment.start <= physical && end <= segment.start + segment.length;
         match self.segments.iter().find(holds) {
             Some(segment) => {
                 let at = segment.offset + (physical - segment.start);

@@ -20,6 +20,7 @@ mod demo;
 mod dma;
 mod fuzz;
 mod guest;
+mod guest_dump;
 mod guest_errors;
 mod holes;
 mod holes_dax;
@@ -99,6 +100,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         nested::CASES,
         guest::CASES,
         guest_errors::CASES,
+        guest_dump::CASES,
         migration::CASES,
         kexec::CASES,
         kexec_refusals::CASES,
