@@ -10,6 +10,7 @@
 //! | `look` | has the kernel look at the machine check banks each second, not each five minutes |
 //! | `check` | looks whether all other memory holds what was written |
 //! | `disk …`, `net …` | reads or writes a disk, or talks to the host by TCP, see [`crate::guest_io`] |
+//! | `clock`, `stolen …`, `late-pages`, `hypervisor` | what it has from KVM beside memory, see [`crate::guest_kvm`] |
 //! | `reboot`, `off` | what they say, without an answer |
 
 use std::fs::File;
@@ -27,7 +28,7 @@ use crate::poison::PAGE;
 use crate::probe;
 use crate::region::MIB;
 use crate::spinner::describe;
-use crate::{cmdline, fail, guest_io, mount, supervisor, sysfs};
+use crate::{cmdline, fail, guest_io, guest_kvm, mount, supervisor, sysfs};
 
 /// Left to the kernel while the pattern fills everything else.
 const SPARE: u64 = 60 * MIB;
@@ -157,6 +158,7 @@ fn obey(console: &mut File) -> Outcome {
             "off" => return Ok(()),
             "" => continue,
             command if guest_io::knows(command) => guest_io::obey(command),
+            command if guest_kvm::knows(command) => guest_kvm::obey(command)?,
             other => format!("knows no {other}"),
         };
         // At once: the kernel's own messages come to the same console.

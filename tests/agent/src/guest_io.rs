@@ -94,8 +94,8 @@ fn execute(command: &str) -> Outcome<Option<Duration>> {
     }
 }
 
-/// Loads what came along, once.
-fn load_modules() -> Outcome {
+/// Loads the modules that came along, once.
+pub fn load_modules() -> Outcome {
     let mut files: Vec<_> = fs::read_dir("/modules")
         .named("/modules")?
         .flatten()

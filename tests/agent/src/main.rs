@@ -22,6 +22,7 @@ mod figure;
 mod fuzz;
 mod guest;
 mod guest_io;
+mod guest_kvm;
 mod kernel_log;
 mod kvm;
 mod machine_check;

@@ -30,17 +30,30 @@ pub fn path(name: &str) -> PathBuf {
     Path::new(DIRECTORY).join(name)
 }
 
-/// The initramfs of second-level guests, with the modules for disks and network or without.
-pub fn guest_initramfs(modules: bool) -> io::Result<PathBuf> {
+/// Modules that second-level guests may have.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum GuestModules {
+    /// None.
+    None,
+    /// For disks and the network.
+    Devices,
+    /// For guests of its own.
+    Hypervisor,
+}
+
+/// The initramfs of second-level guests with these modules.
+pub fn guest_initramfs(modules: GuestModules) -> io::Result<PathBuf> {
     let plain = path("guest.cpio");
-    let whole = path("guest-whole.cpio");
-    if !modules {
-        return Ok(plain);
-    }
+    let more = match modules {
+        GuestModules::None => return Ok(plain),
+        GuestModules::Devices => "guest-modules.cpio",
+        GuestModules::Hypervisor => "guest-hypervisor.cpio",
+    };
+    let whole = path(&format!("whole-{more}"));
     if !whole.exists() {
         // The kernel unpacks archives that follow each other.
         let mut bytes = fs::read(plain)?;
-        bytes.extend(fs::read(path("guest-modules.cpio"))?);
+        bytes.extend(fs::read(path(more))?);
         fs::write(&whole, bytes)?;
     }
     Ok(whole)

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::case::{Failure, Named, Outcome};
 use crate::cmdline::patient;
 use crate::device::Device;
-use crate::payload;
+use crate::payload::{self, GuestModules};
 use crate::region::MIB;
 use crate::{check, fail, sysfs};
 
@@ -60,8 +60,8 @@ pub struct Model {
     pub cpu: &'static str,
     /// Further kernel parameters: what the guest's init does, see [`crate::guest`].
     pub parameters: &'static str,
-    /// Whether it gets the modules for disks and network along.
-    pub modules: bool,
+    /// The modules that it gets along.
+    pub modules: GuestModules,
     /// What QEMU does instead of a reset of the guest, `-action reboot=`.
     pub on_reboot: &'static str,
 }
@@ -71,7 +71,7 @@ impl Model {
     pub const PLAIN: Model = Model {
         cpu: "qemu64,+svm",
         parameters: "",
-        modules: false,
+        modules: GuestModules::None,
         on_reboot: "shutdown",
     };
 }

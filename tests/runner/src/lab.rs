@@ -75,6 +75,9 @@ const ROOT_MODULES: &[&str] = &["virtio_blk", "squashfs", "overlay"];
 /// Modules that second-level guests may load: disks, emulated or passed on, the network, and shared directories.
 const GUEST_MODULES: &[&str] = &["virtio_blk", "nvme", "virtio_net", "virtiofs"];
 
+/// Modules of a second-level guest that runs a guest of its own.
+const HYPERVISOR_MODULES: &[&str] = &["kvm-amd"];
+
 /// The tool's recorded sessions, which the agent plays.
 const SESSIONS: &str = "/src/tools/daxdmem/tests/sessions";
 
@@ -160,13 +163,16 @@ impl Lab {
         archive.add(Entry::program("init", &agent));
         let root_modules = load_modules(&self.modules, ROOT_MODULES)?;
         add_modules(&mut archive, &root_modules);
-        let guest_modules = load_modules(&self.guest_modules, GUEST_MODULES)?;
-        let mut guest_more = Archive::new();
-        add_modules(&mut guest_more, &guest_modules);
         archive.add(Entry::directory("payload"));
         archive.add(Entry::file("payload/guest.cpio", &guest.finish()));
-        let more = guest_more.finish();
-        archive.add(Entry::file("payload/guest-modules.cpio", &more));
+        for (name, modules) in [
+            ("payload/guest-modules.cpio", GUEST_MODULES),
+            ("payload/guest-hypervisor.cpio", HYPERVISOR_MODULES),
+        ] {
+            let mut more = Archive::new();
+            add_modules(&mut more, &load_modules(&self.guest_modules, modules)?);
+            archive.add(Entry::file(name, &more.finish()));
+        }
         for file in &self.payload {
             let name = file
                 .file_name()

@@ -12,6 +12,7 @@ use crate::daemon::Daemon;
 use crate::device::Device;
 use crate::kvm;
 use crate::pattern::Pattern;
+use crate::payload::GuestModules;
 use crate::pci::{Function, NVME};
 use crate::region::{GIB, MIB};
 use crate::storage::{verify, Cache, RamDisk};
@@ -54,7 +55,7 @@ pub const CASES: &[Case] = &[
 /// A guest that waits for commands. Its kernel does not complain of each I/O error on the console that answers come by.
 pub(super) const ATTACHED: Model = Model {
     parameters: " dmem.commands=1 loglevel=1",
-    modules: true,
+    modules: GuestModules::Devices,
     ..Model::PLAIN
 };
 const BOOT: Duration = Duration::from_secs(150);

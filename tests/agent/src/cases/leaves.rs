@@ -7,7 +7,7 @@ use crate::mapping::{Map, Mapping};
 use crate::pages::{Census, Leaves};
 use crate::region::{GIB, KIB, MIB};
 use crate::spinner::Spinner;
-use crate::{check, check_eq, say, sysfs};
+use crate::{check, check_eq, fail, say, sysfs};
 
 use super::page_less;
 
@@ -258,29 +258,30 @@ pub(super) fn proven(
 
 /// Fails if the kernel maps any of the device's memory for itself (`ioremap`, `memremap`, `vmap` of pages).
 pub(super) fn no_kernel_mapping(device: &Device) -> Outcome {
+    match kernel_mappings(device)?.first() {
+        None => Ok(()),
+        Some(line) => fail!("{} has a kernel mapping: {line}", device.name),
+    }
+}
+
+/// The lines of /proc/vmallocinfo that show such mappings.
+pub(super) fn kernel_mappings(device: &Device) -> Outcome<Vec<String>> {
     let ranges = device.ranges()?;
-    for line in sysfs::read("/proc/vmallocinfo")?.lines() {
+    let info = sysfs::read("/proc/vmallocinfo")?;
+    let leads_there = |line: &&str| {
         let word = |key: &str| {
             line.split_ascii_whitespace()
                 .find_map(|word| word.strip_prefix(key))
         };
-        let Some(phys) = word("phys=").and_then(sysfs::number) else {
-            continue;
-        };
         // ADDRESS-ADDRESS SIZE CALLER …
-        let size = line
-            .split_ascii_whitespace()
-            .nth(1)
-            .and_then(sysfs::number)
-            .unwrap_or(0);
-        let alias = |range: &crate::device::Range| {
-            phys < range.start + range.length && range.start < phys + size
-        };
-        check!(
-            !ranges.iter().any(alias),
-            "{} has a kernel mapping: {line}",
-            device.name
-        );
-    }
-    Ok(())
+        let size = line.split_ascii_whitespace().nth(1);
+        let size = size.and_then(sysfs::number).unwrap_or(0);
+        word("phys=").and_then(sysfs::number).is_some_and(|phys| {
+            ranges
+                .iter()
+                .any(|range| phys < range.start + range.length && range.start < phys + size)
+        })
+    };
+    let found = info.lines().filter(leads_there);
+    Ok(found.map(str::to_owned).collect())
 }

@@ -35,6 +35,7 @@ mod lifecycle;
 mod machine_check;
 mod migration;
 mod nested;
+mod paravirtual;
 mod peer;
 mod pmem;
 mod poison;
@@ -101,6 +102,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         guest::CASES,
         guest_errors::CASES,
         guest_dump::CASES,
+        paravirtual::CASES,
         migration::CASES,
         kexec::CASES,
         kexec_refusals::CASES,
