@@ -15,6 +15,7 @@ mod cost_budget;
 mod cost_fault;
 mod counters;
 mod daxctl;
+mod daxctl_verbs;
 mod debug_kernel;
 mod demo;
 mod dma;
@@ -93,6 +94,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         attach_window::CASES,
         dma::CASES,
         daxctl::CASES,
+        daxctl_verbs::CASES,
         cost::CASES,
         cost_fault::CASES,
         cost_budget::CASES,
