@@ -54,11 +54,17 @@ fn nested(scene: &Scene) -> Option<Finding> {
         .iter()
         .any(|module| scene.switch(module, "nested") == Some(true));
     match scene.switch("kvm", "allow_unsafe_mappings")? {
-        true => Some(Finding::ok(CHECK, "kvm.allow_unsafe_mappings is on: guests may run guests")),
+        true => Some(Finding::ok(
+            CHECK,
+            "kvm.allow_unsafe_mappings is on: guests may run guests",
+        )),
         false if nested => Some(
             Finding::info(CHECK, "kvm.allow_unsafe_mappings is off")
-                .means("guests on page-less memory cannot run guests of their own")
-                .advises("Where they have to: `options kvm allow_unsafe_mappings=1` in /etc/modprobe.d, when no guest runs"),
+                .means("guests on page-less memory cannot run guests of their own; one that tries stops")
+                .advises(
+                    "Where they have to: `options kvm allow_unsafe_mappings=1` in /etc/modprobe.d, and load kvm anew \
+                     when no guest runs. Else give them no vmx or svm, or set kvm_intel.nested=0 or kvm_amd.nested=0",
+                ),
         ),
         false => None,
     }
