@@ -104,8 +104,8 @@ fn paravirtual() -> Outcome {
     check!(said.ends_with(&sum), "the guest read {said}, not {sum}");
     let late = said.split(' ').nth(1).and_then(|late| late.parse().ok());
     check!(
-        late.is_some_and(|late: u64| late >= 4),
-        "next to no page came late: {said}"
+        late.is_some_and(|late: u64| late > 0),
+        "no page came late: {said}"
     );
     guest.tell("off")?;
     check_eq!(
