@@ -161,11 +161,23 @@ impl Peer {
         if self.in_region() {
             mapping.touch(self.leaf());
         } else {
-            let mut offset = 0;
-            while offset < mapping.len() as u64 {
-                mapping.write(offset, 1);
-                offset += self.leaf();
-            }
+            self.write(mapping);
+        }
+    }
+
+    /// Has all leaves there, to be written through: those of `dax_dmem` are as soon as they are read.
+    pub fn populate(self, mapping: &Mapping) {
+        match self {
+            Peer::PageLess(leaf) => mapping.touch(leaf),
+            _ => self.write(mapping),
+        }
+    }
+
+    fn write(self, mapping: &Mapping) {
+        let mut offset = 0;
+        while offset < mapping.len() as u64 {
+            mapping.write(offset, 1);
+            offset += self.leaf();
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use crate::bounds::{self, gib, grouped, Bound, PUBLISHED};
+use crate::bounds::{self, best, gib, grouped, leaf_of, Bound, PUBLISHED};
 use crate::figures::Figures;
 use crate::rows::{Row, Unit, ROWS};
 
@@ -24,9 +24,12 @@ pub fn text(figures: &Figures, plots: &[&str]) -> String {
         line(&mut text, bound);
     }
     let lost = bounds.iter().filter(|bound| bound.holds() == Some(false));
-    for bound in lost.filter(|bound| !bound.why.is_empty()) {
-        text.push_str(&format!("\nNot held: {}: {}.\n", bound.what, bound.why));
+    let mut reasons: Vec<&str> = lost.map(|bound| bound.why).collect();
+    reasons.dedup();
+    for why in reasons.iter().filter(|why| !why.is_empty()) {
+        text.push_str(&format!("\nNot held: {why}.\n"));
     }
+    text.push_str(&behind(figures));
     text.push_str(&published(figures));
     for row in ROWS {
         table(&mut text, figures, row);
@@ -61,6 +64,45 @@ fn number(value: f64) -> String {
     }
     let text = format!("{value:.3}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// What counts as a difference.
+const MARGIN: f64 = 1.02;
+
+/// Rows in which the best peer with leaves of the same size is ahead, at the largest size that both have.
+fn behind(figures: &Figures) -> String {
+    let mut text = String::from(
+        "\n## Where a peer is ahead\n\nOf all rows below, with leaves of the same size, at the largest guest that both have, by more than 2 %.\n\n\
+         | row | leaf | guest | dax_dmem | best peer | ratio | why |\n|---|---|---|---:|---|---:|---|\n",
+    );
+    for row in ROWS {
+        for peer in figures.peers(row.name) {
+            let Some(leaf) = leaf_of(peer).filter(|_| peer.starts_with("dax_dmem")) else {
+                continue;
+            };
+            let both = figures.sizes(row.name).into_iter().rev().find_map(|size| {
+                let ours = figures.get(row.name, peer, size)?;
+                Some((size, ours, best(figures, row.name, leaf, size)?))
+            });
+            let Some((size, ours, (other, theirs))) = both else {
+                continue;
+            };
+            let ratio = ours as f64 / theirs.max(1) as f64;
+            if ratio <= MARGIN {
+                continue;
+            }
+            let _ = writeln!(
+                text,
+                "| {} | {leaf} | {} GiB | {} | {}, {other} | {ratio:.2} | {} |",
+                row.title,
+                size >> 30,
+                grouped(ours),
+                grouped(theirs),
+                row.why
+            );
+        }
+    }
+    text
 }
 
 /// Beside what DMEMFS's authors have published for hosts without it.

@@ -25,6 +25,8 @@ pub struct Row {
     pub guests: bool,
     /// Whether it is drawn as well.
     pub plot: bool,
+    /// Why peers may be ahead.
+    pub why: &'static str,
 }
 
 const fn row(name: &'static str, title: &'static str, text: &'static str) -> Row {
@@ -35,6 +37,7 @@ const fn row(name: &'static str, title: &'static str, text: &'static str) -> Row
         unit: Unit::Count,
         guests: false,
         plot: false,
+        why: "",
     }
 }
 
@@ -43,6 +46,10 @@ const fn bytes(row: Row) -> Row {
         unit: Unit::Bytes,
         ..row
     }
+}
+
+const fn because(row: Row, why: &'static str) -> Row {
+    Row { why, ..row }
 }
 
 const fn drawn(row: Row) -> Row {
@@ -101,20 +108,39 @@ pub const ROWS: &[Row] = &[
         "Making a guest's memory ready",
         "As above, with Debian's own settings: the kernel zeroes pages when it allocates them.",
     ),
-    row("map", "Mapping it", "open() or memfd_create(), and mmap()."),
+    because(
+        row("map", "Mapping it", "open() or memfd_create(), and mmap()."),
+        "once per guest: open() counts the user, mmap() keeps the address space for the quarantine and looks for an address that fits large leaves",
+    ),
     row(
         "touch",
         "First touch of all of it",
         "One access per leaf: what page faults take, and for hugetlbfs and memfd the zeroing, which page-less memory has behind it.",
     ),
     row("faults", "Page faults meanwhile", "Of the process."),
+    because(
+        row(
+            "fork",
+            "fork() with the mapping",
+            "With the end of the child, which does nothing, and waiting for it.",
+        ),
+        "above",
+    ),
     row(
-        "fork",
-        "fork() with the mapping",
-        "With the end of the child, which does nothing, and waiting for it.",
+        "fork-touch",
+        "fork() and the child's first touch of all of it",
+        "The same with a child that touches each leaf before it ends.",
+    ),
+    row(
+        "fork-apart",
+        "fork() without the mapping",
+        "As QEMU does: it sets MADV_DONTFORK on a guest's memory.",
     ),
     row("unmap", "Unmapping it", "munmap()."),
-    row("close", "Closing it", "The last file: hugetlbfs and memfd free the pages."),
+    because(
+        row("close", "Closing it", "The last file: hugetlbfs and memfd free the pages."),
+        "once per guest: the user is counted",
+    ),
     row(
         "give-back",
         "Giving it back",
@@ -135,6 +161,32 @@ pub const ROWS: &[Row] = &[
         "Release with scrub",
         "Unbind, until all of it is zero again.",
     ),
+    row(
+        "kvm-faults",
+        "KVM's faults until a guest is warm",
+        "A guest without a kernel writes to each page of its memory, once. Entries that KVM makes in its own page tables. Left out where they are more than 262,144.",
+    ),
+    row(
+        "kvm-warm",
+        "KVM until a guest is warm",
+        "The same in instructions: faults of the process and of KVM, the zeroing of hugetlbfs and memfd, and the guest's own four per page.",
+    ),
+    row(
+        "kvm-warm-populated",
+        "KVM until a guest is warm, its memory populated before",
+        "The process had touched all of it (`prealloc=on`): what is left is KVM's part.",
+    ),
+    drawn(row(
+        "dma-map",
+        "VFIO: DMA map",
+        "VFIO_IOMMU_MAP_DMA (type1) of all of it, each leaf being there already. hugetlbfs: up to 8 GiB, as it has to be written.",
+    )),
+    drawn(because(
+        row("dma-unmap", "VFIO: DMA unmap", "VFIO_IOMMU_UNMAP_DMA of all that."),
+        "type1 asks of each 4 KiB page by itself whether it has to be let go, where it may not be (vfio_unpin_pages_remote(), has_rsvd); pages of hugetlbfs it lets go by folios",
+    )),
+    row("dma-pinned", "VFIO: pages pinned meanwhile", "Of 4 KiB, by the DMA map."),
+    bytes(row("dma-tables", "VFIO: page tables of the IOMMU", "By which the DMA map has made them grow.")),
     guests(row("tool-create", "daxdmem create", "Of the last of so many guests.")),
     guests(row("tool-list", "daxdmem list", "With so many guests.")),
     guests(row("tool-list-json", "daxdmem list --json", "With so many guests.")),

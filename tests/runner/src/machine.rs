@@ -84,9 +84,10 @@ const ICOUNT: Machine = Machine {
     ..STD
 };
 
-/// QEMU's arguments for the same with more memory than the machine that runs this has: see big64.
+/// QEMU's arguments for the same with more memory than the machine that runs this has (see big64), of this type, with these
+/// devices.
 macro_rules! counting_far {
-    ($size:literal) => {
+    ($size:literal $(, $machine:literal $(, $device:literal)*)?) => {
         [
             "-accel",
             "tcg",
@@ -95,7 +96,8 @@ macro_rules! counting_far {
             "-object",
             concat!("memory-backend-ram,id=ram,size=", $size, ",reserve=off"),
             "-machine",
-            "memory-backend=ram",
+            concat!($($machine, ",",)? "memory-backend=ram"),
+            $($("-device", $device,)*)?
         ]
     };
 }
@@ -382,6 +384,24 @@ pub const MACHINES: &[Machine] = &[
         name: "bench-pages",
         memory: 13 * GIB,
         reserved: &[],
+        cost: 11 * GIB,
+        ..ICOUNT
+    },
+    // The same with an IOMMU and a device for DMA: 16 GiB in a region, which nobody writes, or 11 GiB of pages.
+    Machine {
+        name: "bench-dma",
+        memory: 20 * GIB,
+        reserved: &[(16, 4)],
+        parameters: "nokaslr init_on_alloc=0 intel_iommu=on vfio_iommu_type1.allow_unsafe_interrupts=1",
+        qemu: &counting_far!("20G", "q35", "intel-iommu,intremap=off", "edu"),
+        ..ICOUNT_FAR
+    },
+    Machine {
+        name: "bench-dma-pages",
+        memory: 11 * GIB,
+        reserved: &[],
+        parameters: "nokaslr init_on_alloc=0 intel_iommu=on vfio_iommu_type1.allow_unsafe_interrupts=1",
+        qemu: &counting_far!("11G", "q35", "intel-iommu,intremap=off", "edu"),
         cost: 11 * GIB,
         ..ICOUNT
     },

@@ -62,8 +62,8 @@ const TRIES: usize = 5;
 const MOST_FAULTS: u64 = 1 << 18;
 
 fn page_less() -> Outcome {
-    bare_fork()?;
-    in_region(&IN_REGION[..3])
+    in_region(&IN_REGION[..3])?;
+    bare_fork()
 }
 
 fn device_dax() -> Outcome {
@@ -85,7 +85,13 @@ fn on_pages() -> Outcome {
 
 /// What all other forks are to be compared with.
 fn bare_fork() -> Outcome {
-    figure("fork", "without", 0, "instructions", cheapest_fork(TRIES)?);
+    figure(
+        "fork",
+        "without",
+        0,
+        "instructions",
+        cheapest_fork(TRIES, || {})?,
+    );
     Ok(())
 }
 
@@ -112,7 +118,7 @@ fn guest(peer: Peer, size: u64, say: bool) -> Outcome {
     let (_, bind) = count(|| peer.ready(&ready, size, Policy::Never))?;
     let (file, open) = count(|| peer.open(&ready, size))?;
     let (mut map, mut touch, mut unmap) = (u64::MAX, u64::MAX, u64::MAX);
-    let (mut faults, mut fork) = (0, u64::MAX);
+    let (mut faults, mut fork, mut shared, mut apart) = (0, u64::MAX, u64::MAX, u64::MAX);
     // The cheapest counts: the others met a timer. Pages that are there already would be no first touch.
     let few = peer.in_region() && size / peer.leaf() <= FEW_FAULTS;
     let tries = if few { TRIES } else { 1 };
@@ -125,7 +131,10 @@ fn guest(peer: Peer, size: u64, say: bool) -> Outcome {
         peer.touch(&mapping);
         touch = touch.min(begin.elapsed().as_nanos() as u64);
         faults = figure::faults() - before;
-        fork = fork.min(cheapest_fork(tries)?);
+        fork = fork.min(cheapest_fork(tries, || {})?);
+        shared = shared.min(cheapest_fork(1, || peer.touch(&mapping))?);
+        mapping.advise(0, size, libc::MADV_DONTFORK)?;
+        apart = apart.min(cheapest_fork(tries, || {})?);
         let begin = Instant::now();
         drop(mapping);
         unmap = unmap.min(begin.elapsed().as_nanos() as u64);
@@ -139,6 +148,8 @@ fn guest(peer: Peer, size: u64, say: bool) -> Outcome {
     report("map", open + map);
     report("touch", touch);
     report("fork", fork);
+    report("fork-touch", shared);
+    report("fork-apart", apart);
     report("unmap", unmap);
     report("close", close);
     report("give-back", release);
@@ -148,22 +159,26 @@ fn guest(peer: Peer, size: u64, say: bool) -> Outcome {
     Ok(())
 }
 
-/// The cheapest of some forks.
-fn cheapest_fork(tries: usize) -> Outcome<u64> {
+/// The cheapest of some forks of a child that does this.
+fn cheapest_fork(tries: usize, child: impl Fn()) -> Outcome<u64> {
     let mut best = u64::MAX;
     for _ in 0..tries {
-        best = best.min(count(fork)?.1);
+        best = best.min(count(|| fork(&child))?.1);
     }
     Ok(best)
 }
 
-/// Forks a child that ends at once, and waits for it.
-fn fork() -> Outcome {
+/// Forks a child that does this and ends, and waits for it.
+fn fork(child: impl Fn()) -> Outcome {
     let mut status = 0;
-    // SAFETY: the child calls nothing but _exit; the parent waits for it with a valid place for the result.
+    // SAFETY: this process has one thread, and the child but accesses memory and calls _exit; the parent waits for it with a
+    // valid place for the result.
     let reaped = unsafe {
         match libc::fork() {
-            0 => libc::_exit(0),
+            0 => {
+                child();
+                libc::_exit(0)
+            }
             pid => libc::waitpid(pid, &mut status, 0),
         }
     };

@@ -42,6 +42,7 @@ const IOVA: u64 = GIB;
 /// And memory of the process itself.
 const OWN: u64 = IOVA + GIB;
 
+/// One of the kernel's counters of memory.
 fn counter(name: &str) -> Outcome<u64> {
     let text = std::fs::read_to_string("/proc/vmstat")?;
     for line in text.lines() {
@@ -56,7 +57,7 @@ fn counter(name: &str) -> Outcome<u64> {
 }
 
 /// What the kernel has pinned for devices, and the page tables of the IOMMU: pages.
-fn pins() -> Outcome<(u64, u64)> {
+pub(super) fn pins() -> Outcome<(u64, u64)> {
     // Each CPU has counters of its own.
     sysfs::write("/proc/sys/vm/stat_refresh", "1")?;
     Ok((counter("nr_foll_pin_acquired")?, counter("nr_iommu_pages")?))
