@@ -131,11 +131,11 @@ pub const ROWS: &[Row] = &[
         "fork() and the child's first touch of all of it",
         "The same with a child that touches each leaf before it ends.",
     ),
-    row(
+    because(row(
         "fork-apart",
         "fork() without the mapping",
-        "As QEMU does: it sets MADV_DONTFORK on a guest's memory.",
-    ),
+        "As QEMU does: it sets MADV_DONTFORK on a guest's memory. What the two rows above have more than this is what the mapping adds.",
+    ), "the processes of two cases: their other memory"),
     row("unmap", "Unmapping it", "munmap()."),
     because(
         row("close", "Closing it", "The last file: hugetlbfs and memfd free the pages."),
@@ -160,21 +160,6 @@ pub const ROWS: &[Row] = &[
         "release-scrub",
         "Release with scrub",
         "Unbind, until all of it is zero again.",
-    ),
-    row(
-        "kvm-faults",
-        "KVM's faults until a guest is warm",
-        "A guest without a kernel writes to each page of its memory, once. Entries that KVM makes in its own page tables. Left out where they are more than 262,144.",
-    ),
-    row(
-        "kvm-warm",
-        "KVM until a guest is warm",
-        "The same in instructions: faults of the process and of KVM, the zeroing of hugetlbfs and memfd, and the guest's own four per page.",
-    ),
-    row(
-        "kvm-warm-populated",
-        "KVM until a guest is warm, its memory populated before",
-        "The process had touched all of it (`prealloc=on`): what is left is KVM's part.",
     ),
     drawn(row(
         "dma-map",

@@ -387,7 +387,7 @@ pub const MACHINES: &[Machine] = &[
         cost: 11 * GIB,
         ..ICOUNT
     },
-    // The same with an IOMMU and a device for DMA: 16 GiB in a region, which nobody writes, or 11 GiB of pages.
+    // The same with an IOMMU and a device for DMA: 16 GiB in a region, which nobody writes, or 13 GiB of pages.
     Machine {
         name: "bench-dma",
         memory: 20 * GIB,
@@ -398,10 +398,10 @@ pub const MACHINES: &[Machine] = &[
     },
     Machine {
         name: "bench-dma-pages",
-        memory: 11 * GIB,
+        memory: 13 * GIB,
         reserved: &[],
         parameters: "nokaslr init_on_alloc=0 intel_iommu=on vfio_iommu_type1.allow_unsafe_interrupts=1",
-        qemu: &counting_far!("11G", "q35", "intel-iommu,intremap=off", "edu"),
+        qemu: &counting_far!("13G", "q35", "intel-iommu,intremap=off", "edu"),
         cost: 11 * GIB,
         ..ICOUNT
     },
