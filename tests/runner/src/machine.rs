@@ -394,6 +394,8 @@ pub const MACHINES: &[Machine] = &[
         reserved: &[(16, 4)],
         parameters: "nokaslr init_on_alloc=0 intel_iommu=on vfio_iommu_type1.allow_unsafe_interrupts=1",
         qemu: &counting_far!("20G", "q35", "intel-iommu,intremap=off", "edu"),
+        // What device_dax has struct pages for, and what pins them.
+        cost: 11 * GIB,
         ..ICOUNT_FAR
     },
     Machine {
