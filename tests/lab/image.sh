@@ -8,7 +8,7 @@
 # with its firmware, ndctl, daxctl, systemd, udev and the small tools stay in.
 IMAGE_EXCLUDES=(
 	'dev/*' 'proc/*' 'run/*' 'src/*' 'sys/*' 'tmp/*'
-	'boot/*' 'var/cache/*' 'var/lib/apt/*' 'var/lib/dpkg/*' 'var/log/*' "${LAB#/}/*"
+	'boot/*' 'etc/apparmor.d/abstractions' 'var/cache/*' 'var/lib/apt/*' 'var/lib/dpkg/*' 'var/log/*' "${LAB#/}/*"
 	'usr/include/*' 'usr/src/*' 'usr/lib/bfd-plugins' 'usr/lib/gcc' 'usr/lib/llvm*'
 	'usr/lib/linux-kbuild*' 'usr/lib/python3*' 'usr/lib/rustlib' 'usr/libexec/gcc'
 	'usr/lib/x86_64-linux-gnu/*.a' 'usr/lib/x86_64-linux-gnu/libLLVM*'
