@@ -11,13 +11,16 @@ mod resize;
 
 use std::fmt;
 
-use crate::bus::{Bus, Device, Identity};
+use crate::bus::{Bus, Device, Identity, Range};
 use crate::change;
+use crate::driver::{Driver, Quarantine};
 use crate::error::{Error, Result};
 use crate::journal::{Bind, Create, CreateAll, Destroy, DestroyAll, Group, Operation, Set, Survey};
 use crate::land::Land;
 use crate::link::Links;
+use crate::mode::Mode;
 use crate::name::{DeviceName, GuestName, PartName};
+use crate::scrub::Policy;
 use crate::settings::Settings;
 use crate::store::{Record, State, Store};
 use crate::terminal::note;
@@ -215,6 +218,23 @@ fn put_node_right(bus: &Bus, record: &Record) -> Result<Option<String>> {
     Ok(Some(format!(
         "/dev/{device} was {found}: made {chosen} again; `daxdmem set {device} --owner` changes that for good"
     )))
+}
+
+/// Has a device used as `mode` says. Where that fails, and some of its memory is in quarantine, it stays unbound: what
+/// is. Nothing can be done before that ends, and everything else has to go on.
+fn attach_unless_held(
+    identity: &Identity,
+    mode: &Mode,
+    policy: Policy,
+    ranges: &[Range],
+) -> Result<Option<Quarantine>> {
+    match change::attach(identity, mode, policy) {
+        Ok(()) => Ok(None),
+        Err(error) => match Driver::quarantine_of(ranges).next() {
+            None => Err(error),
+            held => Ok(held),
+        },
+    }
 }
 
 /// Whether a device is still the one that was recorded.

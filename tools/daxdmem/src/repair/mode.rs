@@ -3,9 +3,8 @@
 //! Ends a change of mode: a device that is where it was or where it was to go stays there; one in between goes back, but
 //! for memory that the host has given back already, which goes on.
 
-use super::Ended;
+use super::{attach_unless_held, Ended};
 use crate::change;
-use crate::driver::Driver;
 use crate::error::Result;
 use crate::host;
 use crate::journal::ChangeMode;
@@ -53,12 +52,8 @@ fn settle(change: &ChangeMode) -> Result<Ended> {
         Mode::SystemRam => &change.to,
         _ => &change.from,
     };
-    match change::attach(&change.device, wanted, change.settings.scrub) {
-        Ok(()) => Ok(Ended::Mode(name, *wanted == change.to)),
-        // Nothing can be done before that ends, and everything else has to go on.
-        Err(error) => match Driver::quarantine_of(ranges).next() {
-            Some(held) => left(held.unbound()),
-            None => Err(error),
-        },
+    match attach_unless_held(&change.device, wanted, change.settings.scrub, ranges)? {
+        None => Ok(Ended::Mode(name, *wanted == change.to)),
+        Some(held) => left(held.unbound()),
     }
 }

@@ -2,10 +2,9 @@
 
 //! Ends a change of size: a device that has its new ranges keeps them, any other one gets its old ones back.
 
-use super::Ended;
+use super::{attach_unless_held, Ended};
 use crate::bus::{Bus, Device, Range};
 use crate::change;
-use crate::driver::Driver;
 use crate::error::Result;
 use crate::journal::Resize;
 use crate::mode::Mode;
@@ -38,13 +37,8 @@ pub fn end(store: &mut Store, resize: &Resize) -> Result<Ended> {
     let mut held = None;
     if !(bound && has == *wanted) {
         change::reshape(&resize.device, wanted)?;
-        if let Err(error) = change::attach(&resize.device, &resize.mode, resize.settings.scrub) {
-            // Nothing can be done before that ends, and everything else has to go on.
-            held = Driver::quarantine_of(wanted).next();
-            if held.is_none() {
-                return Err(error);
-            }
-        }
+        let scrub = resize.settings.scrub;
+        held = attach_unless_held(&resize.device, &resize.mode, scrub, wanted)?;
     }
     store.update(|state| {
         if let Some(guest) = state.guests.get_mut(&resize.name) {
