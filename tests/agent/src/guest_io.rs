@@ -72,7 +72,8 @@ fn execute(command: &str) -> Outcome<Option<Duration>> {
             };
             let begin = Instant::now();
             match action {
-                "write" | "create" => write_disk(&disk, pattern, length)?,
+                "write" => write_disk(&disk, pattern, length)?,
+                "create" if kind == "share" => write_disk(&disk, pattern, length)?,
                 "read" => read_disk(&disk, pattern, length)?,
                 _ => fail!("a {kind} does not {action}"),
             }

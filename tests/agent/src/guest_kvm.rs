@@ -8,8 +8,8 @@
 //! | `late-pages` | reads the memory of an ivshmem device, a word of each 256 KiB; says how many pages it was told of that had come late (asynchronous page faults), and the sum of the words |
 //! | `hypervisor` | runs a guest of two instructions; says how that ended |
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::case::{Failure, Named, Outcome};
@@ -17,10 +17,12 @@ use crate::child::Child;
 use crate::kvm::Tiny;
 use crate::mapping::Map;
 use crate::region::KIB;
-use crate::{guest_io, mount, sysfs};
+use crate::{guest_io, mount, pci, sysfs};
 
 /// Distance of the words that `late-pages` reads.
 pub const STEP: u64 = 256 * KIB;
+/// Vendor and device number of ivshmem.
+const IVSHMEM: (u64, u64) = (0x1af4, 0x1110);
 /// What the guest's own guest reads.
 pub const WORD: u64 = 0x1234;
 
@@ -62,7 +64,7 @@ fn stolen_in(time: Duration) -> Outcome<String> {
 }
 
 fn late_pages() -> Outcome<String> {
-    let directory = shared_memory()?;
+    let directory = pci::find(IVSHMEM)?;
     sysfs::write(directory.join("enable"), "1")?;
     let memory = File::open(directory.join("resource2")).named("resource2")?;
     let length = memory.metadata()?.len();
@@ -76,18 +78,6 @@ fn late_pages() -> Outcome<String> {
         .rev()
         .fold(0u64, |sum, word| sum.wrapping_add(memory.read(word * STEP)));
     Ok(format!("late {} sum {sum:#x}", callbacks()? - before))
-}
-
-/// The ivshmem device.
-fn shared_memory() -> Outcome<PathBuf> {
-    for entry in fs::read_dir("/sys/bus/pci/devices")? {
-        let path = entry?.path();
-        let id = |name: &str| sysfs::read(path.join(name)).unwrap_or_default();
-        if (id("vendor").as_str(), id("device").as_str()) == ("0x1af4", "0x1110") {
-            return Ok(path);
-        }
-    }
-    Err(Failure::Fail("there is no ivshmem device".into()))
 }
 
 /// Interrupts by which KVM says that a page has come (`sysvec_kvm_asyncpf_interrupt` of arch/x86/kernel/kvm.c); without

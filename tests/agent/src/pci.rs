@@ -9,6 +9,9 @@ use crate::sysfs;
 /// Class code of disks behind NVMe.
 pub const NVME: u64 = 0x01_08_02;
 
+/// All devices.
+const DEVICES: &str = "/sys/bus/pci/devices";
+
 /// A device.
 pub struct Function {
     path: PathBuf,
@@ -17,7 +20,7 @@ pub struct Function {
 impl Function {
     /// The first of this class.
     pub fn of_class(class: u64) -> Outcome<Function> {
-        for entry in std::fs::read_dir("/sys/bus/pci/devices")? {
+        for entry in std::fs::read_dir(DEVICES)? {
             let path = entry?.path();
             if sysfs::read_number(path.join("class"))? == class {
                 return Ok(Function { path });
@@ -53,4 +56,22 @@ impl Function {
             ))),
         }
     }
+}
+
+/// The directory of the first device of this vendor and device number.
+pub fn find(id: (u64, u64)) -> Outcome<PathBuf> {
+    for entry in std::fs::read_dir(DEVICES)? {
+        let path = entry?.path();
+        let found = (
+            sysfs::read_number(path.join("vendor"))?,
+            sysfs::read_number(path.join("device"))?,
+        );
+        if found == id {
+            return Ok(path);
+        }
+    }
+    Err(Failure::Fail(format!(
+        "the machine has no PCI device {:04x}:{:04x}",
+        id.0, id.1
+    )))
 }

@@ -60,7 +60,8 @@ const OPTIMIZE: &str = "/proc/sys/vm/hugetlb_optimize_vmemmap";
 const SHMEM: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 /// Page sizes in memfd_create's flags: the logarithm, from this bit on.
 const MFD_HUGE_SHIFT: u32 = 26;
-const MFD_HUGETLB: u32 = 4;
+/// Memory of a pool of huge pages, of the usual size where the flags name none.
+pub const MFD_HUGETLB: u32 = 4;
 /// Where mappings go for which no leaf of 1 GiB fits.
 const APART: usize = (64 << 40) + (2 << 20);
 
@@ -212,7 +213,8 @@ fn pool(page: u64, count: u64) -> Outcome {
     Ok(())
 }
 
-fn memfd(name: &CStr, flags: u32, size: u64) -> Outcome<File> {
+/// An empty file of memory, of this size.
+pub fn memfd(name: &CStr, flags: u32, size: u64) -> Outcome<File> {
     // SAFETY: the name is NUL-terminated.
     let fd = unsafe { libc::memfd_create(name.as_ptr(), flags | libc::MFD_CLOEXEC) };
     if fd < 0 {

@@ -31,6 +31,17 @@ pub fn number(text: &str) -> Option<u64> {
     }
 }
 
+/// The number behind this name in /proc/vmstat or /proc/PID/status.
+pub fn number_in(file: impl AsRef<Path>, name: &str) -> Outcome<u64> {
+    let file = file.as_ref();
+    let text = read(file)?;
+    let value = text.lines().find_map(|line| {
+        let mut words = line.split_ascii_whitespace();
+        (words.next()?.trim_end_matches(':') == name).then(|| words.next()?.parse().ok())?
+    });
+    value.ok_or_else(|| Failure::Fail(format!("{} has no {name}", file.display())))
+}
+
 /// Writes in one write(2), as the kernel's attributes want it; the errno stays visible to the caller.
 pub fn try_write(path: impl AsRef<Path>, text: &str) -> io::Result<()> {
     fs::OpenOptions::new()

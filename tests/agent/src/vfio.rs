@@ -7,12 +7,11 @@
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::case::{Failure, Named, Outcome};
 use crate::cmdline::patient;
-use crate::{check, module, sysfs};
+use crate::{check, module, pci, sysfs};
 
 /// Vendor and device id.
 const IVSHMEM: (u64, u64) = (0x1af4, 0x1110);
@@ -72,7 +71,7 @@ struct Function {
 impl Function {
     /// Binds the device to vfio-pci and opens it.
     fn open(id: (u64, u64)) -> Outcome<Function> {
-        let device = find(id)?;
+        let device = pci::find(id)?;
         for name in ["vfio-pci", "vfio_iommu_type1"] {
             module::load(name)?;
         }
@@ -224,23 +223,6 @@ impl Edu {
         }
         Ok(())
     }
-}
-
-fn find(id: (u64, u64)) -> Outcome<PathBuf> {
-    for entry in std::fs::read_dir("/sys/bus/pci/devices")? {
-        let path = entry?.path();
-        let found = (
-            sysfs::read_number(path.join("vendor"))?,
-            sysfs::read_number(path.join("device"))?,
-        );
-        if found == id {
-            return Ok(path);
-        }
-    }
-    Err(Failure::Fail(format!(
-        "the machine has no PCI device {:04x}:{:04x}",
-        id.0, id.1
-    )))
 }
 
 fn open(path: &str) -> Outcome<File> {

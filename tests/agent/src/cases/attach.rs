@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::thread;
 use std::time::Duration;
 
-use crate::case::{Case, Failure, Outcome};
+use crate::case::{Case, Outcome};
 use crate::command::Command;
 use crate::daemon::Daemon;
 use crate::device::Device;
@@ -20,6 +20,7 @@ use crate::tracing::Tracing;
 use crate::vmm::{self, Guest, Model};
 use crate::{check, check_eq, fail, guest_io, module, say, sysfs};
 
+use super::dma::pins;
 use super::page_less;
 
 pub const CASES: &[Case] = &[
@@ -132,24 +133,6 @@ pub(super) fn refused_action(guest: &mut Guest, action: &str, what: &str, error:
     Ok(())
 }
 
-/// The number behind this name in /proc/vmstat or /proc/PID/status.
-fn number_in(file: &str, name: &str) -> Outcome<u64> {
-    let text = sysfs::read(file)?;
-    let value = text.lines().find_map(|line| {
-        let mut words = line.split_ascii_whitespace();
-        (words.next()?.trim_end_matches(':') == name).then(|| words.next()?.parse().ok())?
-    });
-    value.ok_or_else(|| Failure::Fail(format!("{file} has no {name}")))
-}
-
-fn pins() -> Outcome<(u64, u64)> {
-    let file = "/proc/vmstat";
-    Ok((
-        number_in(file, "nr_foll_pin_acquired")?,
-        number_in(file, "nr_iommu_pages")?,
-    ))
-}
-
 fn vfio_guest() -> Outcome {
     let device = page_less(GIB, &[(0, GIB)])?;
     let disk = Function::of_class(NVME)?;
@@ -169,7 +152,7 @@ fn vfio_guest() -> Outcome {
     drop(tracing);
     let largest = mapped.iter().filter_map(|line| map_size(line)).max();
     let (pinned, tables) = (pins()?.0 - pinned, pins()?.1 - tables);
-    let locked = number_in(&format!("/proc/{}/status", guest.pid()), "VmLck")?;
+    let locked = sysfs::number_in(format!("/proc/{}/status", guest.pid()), "VmLck")?;
     say!("{pinned} pages pinned, {locked} KiB locked, {tables} pages of IOMMU tables, largest piece {largest:?}");
     // QEMU's own: firmware and the like. The guest's memory would be 262,144.
     check!(pinned < 4096, "{pinned} pages are pinned");

@@ -27,7 +27,8 @@ pub const CASES: &[Case] = &[
     },
 ];
 
-fn daxctl(verb: &str, device: &Device) -> Outcome<Ran> {
+/// Runs a verb on a device.
+pub(super) fn daxctl(verb: &str, device: &Device) -> Outcome<Ran> {
     let ran = Command::line(&format!("daxctl {verb} {}", device.name))
         .limit(30)
         .try_run()?;

@@ -13,7 +13,7 @@ use crate::region::{Region, GIB, MIB};
 use crate::scrub::{self, Policy};
 use crate::tracing::Tracing;
 use crate::vfio::Edu;
-use crate::{check, check_eq, fail, payload, say, sysfs};
+use crate::{check, check_eq, payload, say, sysfs};
 
 use super::lifecycle::refused_as_busy;
 use super::page_less;
@@ -42,24 +42,11 @@ const IOVA: u64 = GIB;
 /// And memory of the process itself.
 const OWN: u64 = IOVA + GIB;
 
-/// One of the kernel's counters of memory.
-fn counter(name: &str) -> Outcome<u64> {
-    let text = std::fs::read_to_string("/proc/vmstat")?;
-    for line in text.lines() {
-        if let Some(value) = line
-            .strip_prefix(name)
-            .and_then(|rest| rest.strip_prefix(' '))
-        {
-            return Ok(value.parse()?);
-        }
-    }
-    fail!("/proc/vmstat has no {name}")
-}
-
 /// What the kernel has pinned for devices, and the page tables of the IOMMU: pages.
 pub(super) fn pins() -> Outcome<(u64, u64)> {
     // Each CPU has counters of its own.
     sysfs::write("/proc/sys/vm/stat_refresh", "1")?;
+    let counter = |name: &str| sysfs::number_in("/proc/vmstat", name);
     Ok((counter("nr_foll_pin_acquired")?, counter("nr_iommu_pages")?))
 }
 

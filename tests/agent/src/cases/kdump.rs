@@ -3,13 +3,14 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::AsRawFd;
 
 use crate::case::{Case, Failure, Named, Outcome};
 use crate::core_file::CoreFile;
 use crate::guest::physical;
 use crate::mapping::{Map, Mapping};
 use crate::memory::human;
+use crate::peer::{memfd, MFD_HUGETLB};
 use crate::poison::PAGE;
 use crate::region::{Region, GIB, MIB};
 use crate::{check, check_eq, cmdline, disk, reset, say, sysfs};
@@ -70,7 +71,7 @@ fn hugetlbfs_host() -> Outcome {
         const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
         sysfs::write(POOL, "1536")?;
         check_eq!(sysfs::read_number(POOL)?, 1536, "huge pages");
-        let guest = Map::new(64 * MIB).file(&huge_file()?)?;
+        let guest = Map::new(64 * MIB).file(&memfd(c"huge", MFD_HUGETLB, 64 * MIB)?)?;
         guest.write(0, GUEST_MARK);
         let at = physical(guest.address())?;
         return panic(guest, at);
@@ -78,19 +79,6 @@ fn hugetlbfs_host() -> Outcome {
     let (dump, at) = dump()?;
     check_eq!(dump.word(at)?, GUEST_MARK, "the guest's word in the dump");
     Ok(())
-}
-
-/// A file of huge pages.
-fn huge_file() -> Outcome<File> {
-    // SAFETY: the name is NUL-terminated; the descriptor is nobody else's.
-    let file = unsafe {
-        match libc::memfd_create(c"huge".as_ptr(), libc::MFD_HUGETLB) {
-            -1 => return Err(std::io::Error::last_os_error()).named("memfd_create"),
-            fd => File::from_raw_fd(fd),
-        }
-    };
-    file.set_len(64 * MIB)?;
-    Ok(file)
 }
 
 /// Loads the kernel that dumps, and has this one panic, with a mark in the guest's memory and one in the host's.

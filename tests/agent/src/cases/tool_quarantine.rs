@@ -3,12 +3,12 @@
 
 use crate::case::{Case, Outcome};
 use crate::child::{Child, End};
-use crate::command::Command;
 use crate::device::{quarantine, wait_for_quarantine, DAX_DMEM};
 use crate::mapping::Map;
 use crate::region::MIB;
 use crate::{check, check_eq, fail, module, say, sysfs};
 
+use super::daxctl::daxctl;
 use super::dma::give_away;
 use super::tool_host::{check_guest, device_of, done, need, refused, tool};
 use super::tool_tracer;
@@ -83,14 +83,6 @@ fn left_unbound() -> Outcome {
     Ok(())
 }
 
-fn daxctl(words: &str) -> Outcome {
-    let ran = Command::line(&format!("daxctl {words}"))
-        .limit(30)
-        .try_run()?;
-    say!("daxctl {words}: {:?} {}", ran.code, ran.stderr.trim());
-    Ok(())
-}
-
 fn dma() -> Outcome {
     need()?;
     // On a configured host it does not load by itself.
@@ -121,7 +113,7 @@ fn dma() -> Outcome {
 
     // daxctl asks nobody.
     let name = &device.name;
-    daxctl(&format!("disable-device {name}"))?;
+    daxctl("disable-device", &device)?;
     let [range] = &device.ranges()?[..] else {
         fail!("{name} has not one range");
     };
@@ -132,19 +124,19 @@ fn dma() -> Outcome {
         [held.clone()],
         "behind daxctl disable-device"
     );
-    for words in [
-        format!("enable-device {name}"),
-        format!("reconfigure-device -f -m devdax {name}"),
-        format!("reconfigure-device -f -m system-ram {name}"),
+    for verb in [
+        "enable-device",
+        "reconfigure-device -f -m devdax",
+        "reconfigure-device -f -m system-ram",
     ] {
-        daxctl(&words)?;
-        check_eq!(device.driver(), None, "the driver behind daxctl {words}");
+        daxctl(verb, &device)?;
+        check_eq!(device.driver(), None, "the driver behind daxctl {verb}");
     }
     let until = "in quarantine until no device of the machine can write to it";
     refused("bind vm1", &[until])?;
     refused("mode vm1 devdax", &["does not take"])?;
     check!(done("list")?.contains("vm1"), "list does not show it");
-    daxctl(&format!("destroy-device -f {name}"))?;
+    daxctl("destroy-device -f", &device)?;
     check_eq!(quarantine()?, [held], "behind daxctl destroy-device");
     // The rest of the region is free, and that alone.
     done("create vm2 --size 64M")?;
