@@ -98,6 +98,18 @@ impl CoreFile {
     pub fn size(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
     }
+
+    /// Reads the whole file, as whoever stores it does.
+    pub fn read_all(&self) -> io::Result<()> {
+        let mut chunk = vec![0; 1 << 20];
+        let mut at = 0;
+        loop {
+            match self.file.read_at(&mut chunk, at)? {
+                0 => return Ok(()),
+                bytes => at += bytes as u64,
+            }
+        }
+    }
 }
 
 fn word(bytes: &[u8], at: usize) -> u64 {

@@ -102,6 +102,16 @@ macro_rules! counting_far {
     };
 }
 
+/// A host with a region of 3 GiB whose kernel, when it panics, leaves its memory to another one, in 512 MiB below 4 GiB,
+/// which dumps it: in instructions.
+const KDUMP: Machine = Machine {
+    name: "kdump",
+    parameters: "nokaslr crashkernel=512M init_on_alloc=0",
+    qemu: ICOUNT.qemu,
+    cpus: ICOUNT.cpus,
+    ..KEXEC
+};
+
 /// What such machines share.
 const ICOUNT_FAR: Machine = Machine {
     parameters: "nokaslr init_on_alloc=0",
@@ -198,18 +208,12 @@ pub const MACHINES: &[Machine] = &[
     },
     // As nested, for one guest, with what it takes to go on in another kernel by kexec.
     KEXEC,
-    // A kernel that panics leaves its memory to another one, in 512 MiB below 4 GiB, which dumps it: a host with a region of
-    // 3 GiB, and one with struct pages for all of its memory.
-    Machine {
-        name: "kdump",
-        parameters: "crashkernel=512M",
-        ..KEXEC
-    },
+    KDUMP,
+    // As kdump, with struct pages for all of its memory.
     Machine {
         name: "kdump-pages",
         reserved: &[],
-        parameters: "crashkernel=512M init_on_alloc=0",
-        ..KEXEC
+        ..KDUMP
     },
     // A machine check is broadcast, and whoever waits for a CPU that the host does not run gives up after a second:
     // a minute, in microseconds.

@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 
 use crate::case::{Case, Failure, Named, Outcome};
 use crate::core_file::CoreFile;
+use crate::figure::count;
 use crate::guest::physical;
 use crate::mapping::{Map, Mapping};
 use crate::memory::human;
@@ -142,11 +143,12 @@ fn dump() -> Outcome<(CoreFile, u64)> {
         return Err(Failure::Fail(format!("the note is '{note}'")));
     };
     let dump = CoreFile::open("/proc/vmcore")?;
+    check_eq!(dump.word(own_at)?, HOST_MARK, "the host's word in the dump");
+    let ((), instructions) = count(|| Ok(dump.read_all()?))?;
     say!(
-        "the dump: {} in {} pieces",
+        "the dump: {} in {} pieces, read in {instructions} instructions",
         human(dump.size()?),
         dump.segments.len()
     );
-    check_eq!(dump.word(own_at)?, HOST_MARK, "the host's word in the dump");
     Ok((dump, guest_at))
 }
