@@ -49,8 +49,10 @@ mod supervisor;
 mod sysfs;
 mod tracee;
 mod tracing;
+mod vcpu;
 mod vfio;
 mod vmm;
+mod walker;
 mod witness;
 
 use std::process::ExitCode;

@@ -103,10 +103,13 @@ pub const ROWS: &[Row] = &[
         "One read per leaf. Left out where it takes more than 262,144 faults.",
     )),
     row("grow-unmap", "Unmapping, by size", "munmap() of all that."),
-    row(
-        "ready",
-        "Making a guest's memory ready",
-        "As above, with Debian's own settings: the kernel zeroes pages when it allocates them.",
+    because(
+        row(
+            "ready",
+            "Making a guest's memory ready",
+            "As above, with Debian's own settings: the kernel zeroes pages when it allocates them.",
+        ),
+        "memfd has nothing to make ready: it takes and zeroes pages at the first touch, which the host may not have left by then",
     ),
     because(
         row("map", "Mapping it", "open() or memfd_create(), and mmap()."),
@@ -126,10 +129,13 @@ pub const ROWS: &[Row] = &[
         ),
         "above",
     ),
-    row(
-        "fork-touch",
-        "fork() and the child's first touch of all of it",
-        "The same with a child that touches each leaf before it ends.",
+    because(
+        row(
+            "fork-touch",
+            "fork() and the child's first touch of all of it",
+            "The same with a child that touches each leaf before it ends.",
+        ),
+        "processes that map the same 1 GiB of hugetlbfs with 2 MiB pages share its page table (huge_pmd_share() in mm/hugetlb.c), so that the child has one fault for 512 leaves",
     ),
     because(row(
         "fork-apart",
@@ -141,10 +147,13 @@ pub const ROWS: &[Row] = &[
         row("close", "Closing it", "The last file: hugetlbfs and memfd free the pages."),
         "once per guest: the user is counted",
     ),
-    row(
-        "give-back",
-        "Giving it back",
-        "Unbinding the device without scrub, or emptying the pool.",
+    because(
+        row(
+            "give-back",
+            "Giving it back",
+            "Unbinding the device without scrub, or emptying the pool.",
+        ),
+        "memfd has given its pages back when it was closed",
     ),
     row(
         "start",
@@ -161,10 +170,31 @@ pub const ROWS: &[Row] = &[
         "Release with scrub",
         "Unbind, until all of it is zero again.",
     ),
-    drawn(row(
-        "dma-map",
-        "VFIO: DMA map",
-        "VFIO_IOMMU_MAP_DMA (type1) of all of it, each leaf being there already. hugetlbfs: up to 8 GiB, as it has to be written.",
+    row(
+        "kvm-faults",
+        "KVM's faults until a guest is warm",
+        "A guest without a kernel writes to each page of its memory, once. Entries that KVM makes in its own page tables. Left out where they are more than 262,144.",
+    ),
+    row(
+        "kvm-warm",
+        "KVM until a guest is warm",
+        "The same in instructions: faults of the process and of KVM, the zeroing of hugetlbfs and memfd, and the guest's own four per page.",
+    ),
+    because(
+        row(
+            "kvm-warm-populated",
+            "KVM until a guest is warm, its memory populated before",
+            "The process had touched all of it (`prealloc=on`): what is left is KVM's part.",
+        ),
+        "for each fault KVM asks twice for a page in vain before it takes an address without one (hva_to_pfn() in virt/kvm/kvm_main.c)",
+    ),
+    drawn(because(
+        row(
+            "dma-map",
+            "VFIO: DMA map",
+            "VFIO_IOMMU_MAP_DMA (type1) of all of it, each leaf being there already. hugetlbfs: up to 8 GiB, as it has to be written.",
+        ),
+        "type1 takes pages by batches of 512, and memory without pages by leaves (vaddr_get_pfns() in drivers/vfio/vfio_iommu_type1.c): one page for a leaf of 4 KiB",
     )),
     drawn(because(
         row("dma-unmap", "VFIO: DMA unmap", "VFIO_IOMMU_UNMAP_DMA of all that."),

@@ -7,6 +7,7 @@ mod attach_vhost_user;
 mod attach_window;
 mod bench_dma;
 mod bench_guest;
+mod bench_kvm;
 mod bench_memory;
 mod bench_tool;
 mod boot;
@@ -131,6 +132,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         tool_poison::CASES,
         debug_kernel::CASES,
         bench_guest::CASES,
+        bench_kvm::CASES,
         bench_dma::CASES,
         bench_memory::CASES,
         bench_tool::CASES,
