@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Bind, unbind, quarantine and removal, with users in every state.
 
+use std::collections::BTreeMap;
 use std::io::{self, Seek, SeekFrom};
 
 use crate::case::{errno, Case, Outcome};
@@ -369,11 +370,18 @@ fn cycles() -> Outcome {
     (0..1000).try_for_each(|_| cycle(&device))?;
     let (free_after, slab_after) = settled()?;
     let lost = free.saturating_sub(free_after);
-    let grown = slab_after.saturating_sub(slab);
+    let sum = |slabs: &BTreeMap<String, u64>| slabs.values().sum::<u64>();
+    let grown = sum(&slab_after).saturating_sub(sum(&slab));
+    let growth = |(name, bytes): (&String, &u64)| {
+        let more = bytes.saturating_sub(*slab.get(name).unwrap_or(&0));
+        (more > 0).then(|| format!("{name} {more}"))
+    };
+    let grew: Vec<String> = slab_after.iter().filter_map(growth).collect();
     say!(
-        "MemAvailable -{} KiB, slab +{} KiB after 1,000 cycles",
+        "MemAvailable -{} KiB, slab +{} KiB after 1,000 cycles; bytes more of: {}",
         lost / KIB,
-        grown / KIB
+        grown / KIB,
+        grew.join(", ")
     );
     // One leaked object of 64 bytes, or one page, for each cycle would exceed these.
     check!(
@@ -384,10 +392,9 @@ fn cycles() -> Outcome {
     Ok(())
 }
 
-fn settled() -> Outcome<(u64, u64)> {
+fn settled() -> Outcome<(u64, BTreeMap<String, u64>)> {
     let available = Meminfo::settled()?.bytes("MemAvailable")?;
-    let slab = slabs()?.values().sum();
-    Ok((available, slab))
+    Ok((available, slabs()?))
 }
 
 fn cycle(device: &Device) -> Outcome {
