@@ -9,13 +9,12 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::case::{errno, Case, Outcome};
-use crate::cmdline::patient;
 use crate::command::{Command, Ran};
 use crate::device::{driver_attribute, Device, DAX_DMEM};
 use crate::mapping::Map;
 use crate::pattern::Pattern;
 use crate::region::{Region, GIB, MIB};
-use crate::{check, check_eq, fail, say, sysfs};
+use crate::{check, check_eq, fail, say, scrub, sysfs};
 
 use super::tool_host::{
     check_guest, check_idle, done, need, pending, refused, refused_by, tool, Host,
@@ -430,12 +429,7 @@ fn interrupted() -> Outcome {
         said.contains("its memory is free, and is scrubbed in the background"),
         "it says {said}"
     );
-    let scrubbing = driver_attribute(DAX_DMEM, "scrubbing");
-    let deadline = Instant::now() + patient(Duration::from_secs(60));
-    while !sysfs::read(&scrubbing)?.is_empty() {
-        check!(Instant::now() < deadline, "the scrub does not end");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    scrub::settle()?;
 
     // Somebody takes the device away: the wait ends, and says so.
     soil(&region)?;
@@ -451,7 +445,9 @@ fn interrupted() -> Outcome {
         said.contains("was taken away from dax_dmem while it was being scrubbed"),
         "it says {said}"
     );
-    done("destroy vm1").map(drop)
+    done("destroy vm1")?;
+    // Nobody behind this finds the memory taken.
+    scrub::settle()
 }
 
 /// The directory of a driver with nothing in it that has to do with scrubbing, in place of the real one.
