@@ -577,6 +577,25 @@ fn no_pages() -> Outcome {
             (-1, Some(libc::EFAULT)),
             "process_vm_readv"
         );
+
+        // Of `struct io_uring_params`, all defaults.
+        let mut parameters = [0u32; 30];
+        let ring = libc::syscall(libc::SYS_io_uring_setup, 1, parameters.as_mut_ptr());
+        check!(ring >= 0, "io_uring_setup: {}", io::Error::last_os_error());
+        const REGISTER_BUFFERS: libc::c_int = 0;
+        let registered = libc::syscall(
+            libc::SYS_io_uring_register,
+            ring,
+            REGISTER_BUFFERS,
+            &raw const part,
+            1,
+        );
+        check_eq!(
+            (registered, io::Error::last_os_error().raw_os_error()),
+            (-1, Some(libc::EFAULT)),
+            "io_uring's registered buffers"
+        );
+        libc::close(ring as libc::c_int);
     }
     Ok(())
 }
