@@ -120,6 +120,7 @@ fn redactions() -> Redactions {
     let mut redactions = Redactions::new();
     for (name, pattern) in [
         ("[PID]", r"pid (?<redacted>[0-9]+)"),
+        ("[MAJOR]", r"of number (?<redacted>[0-9]+):"),
         (
             "[RELEASE]",
             r"(?<redacted>[0-9]+\.[0-9]+\.[0-9]+[-+.a-z0-9]*-amd64)",

@@ -18,7 +18,7 @@ pub const CASES: &[Case] = &[
     Case {
         name: "tool-sessions",
         shows: "what the tool says and does when something is wrong, to the letter; where it says so, nothing has changed",
-        limit: 240,
+        limit: 360,
         // What other cases leave, kmem loaded for one, would show.
         fresh: true,
         run: || play_all("std"),
