@@ -28,6 +28,8 @@ pub const CASES: &[Case] = &[
         name: "debug-clean",
         shows: "lockdep still watches, and kmemleak finds nothing",
         limit: 60,
+        // It looks for itself what was found.
+        expects_log: &["kmemleak: "],
         run: clean,
         ..DEBUG
     },
@@ -64,6 +66,10 @@ fn kunit() -> Outcome {
 }
 
 const LEAKS: &str = "/sys/kernel/debug/kmemleak";
+/// What the kernel itself leaks: the reason why a device is not probed yet, where a new id is stored while the device is
+/// being added (`driver_probe_device()` in drivers/base/dd.c), is kept for devices whose probing is put off, and freed
+/// with those only.
+const NOT_OURS: &str = "device_set_deferred_probe_reason";
 
 fn clean() -> Outcome {
     // Lockdep turns itself off after its first complaint, and when it runs out of memory.
@@ -85,10 +91,11 @@ fn clean() -> Outcome {
     for line in leaks.lines() {
         say!("{line}");
     }
+    let objects = leaks.split("unreferenced object").skip(1);
+    let ours = objects.filter(|object| !object.contains(NOT_OURS)).count();
     check!(
-        leaks.is_empty(),
-        "kmemleak found {} objects that nothing points to",
-        leaks.matches("unreferenced object").count()
+        ours == 0,
+        "kmemleak found {ours} objects that nothing points to"
     );
     Ok(())
 }
