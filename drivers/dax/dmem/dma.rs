@@ -168,10 +168,10 @@ impl Watch {
 /// Forgets a device that is no more.
 pub(crate) fn forget(device: &Device) {
     let id = DeviceId::of(device);
-    let mut mappers = MAPPERS.lock();
-    mappers.list.retain(|mapper| mapper.device != id);
-    if mappers.list.is_empty() {
-        // Nobody drops a static when the module goes.
-        mappers.list = KVec::new();
-    }
+    MAPPERS.lock().list.retain(|mapper| mapper.device != id);
+}
+
+/// Ends it. No device is left.
+pub(crate) fn finish() {
+    *MAPPERS.lock() = Mappers::new();
 }

@@ -8,7 +8,7 @@ use core::pin::Pin;
 use kernel::prelude::*;
 use kernel::sync::global_lock;
 
-use crate::dma::Mappers;
+use crate::dma::{self, Mappers};
 use crate::loan::{self, StandIns};
 use crate::poison::{self, Ledger, News};
 use crate::registry::{self, Book};
@@ -89,5 +89,6 @@ impl Drop for Globals {
         loan::finish();
         poison::finish();
         registry::finish();
+        dma::finish();
     }
 }

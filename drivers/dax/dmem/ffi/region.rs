@@ -154,10 +154,7 @@ pub(super) unsafe fn hide(dev_dax: NonNull<raw::dev_dax>) {
 
 /// Ends all lists, at unload.
 pub(super) fn hide_all() {
-    let mut regions = REGIONS.lock();
-    regions.open = false;
-    // With its buffer: nobody drops a static when the module goes.
-    regions.directories = KVec::new();
+    *REGIONS.lock() = Regions::new();
 }
 
 /// # Safety
