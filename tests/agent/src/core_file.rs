@@ -2,7 +2,7 @@
 //! The memory in a core file: of a process, of a guest, or of a host whose kernel crashed.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, BufReader};
 use std::os::unix::fs::FileExt;
 
 use crate::case::{Failure, Outcome};
@@ -99,16 +99,10 @@ impl CoreFile {
         Ok(self.file.metadata()?.len())
     }
 
-    /// Reads the whole file, as whoever stores it does.
-    pub fn read_all(&self) -> io::Result<()> {
-        let mut chunk = vec![0; 1 << 20];
-        let mut at = 0;
-        loop {
-            match self.file.read_at(&mut chunk, at)? {
-                0 => return Ok(()),
-                bytes => at += bytes as u64,
-            }
-        }
+    /// Reads the whole file, once, as whoever stores it does; its bytes.
+    pub fn read_all(&self) -> io::Result<u64> {
+        let mut reader = BufReader::with_capacity(1 << 20, &self.file);
+        io::copy(&mut reader, &mut io::sink())
     }
 }
 

@@ -23,6 +23,7 @@ mod fuzz;
 mod guest;
 mod guest_io;
 mod guest_kvm;
+mod ioctl;
 mod kernel_log;
 mod kvm;
 mod machine_check;

@@ -4,9 +4,9 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 
 use crate::case::{Named, Outcome};
+use crate::ioctl;
 use crate::mapping::{Map, Mapping};
 
 /// The CPU, and what it needs to go on.
@@ -55,35 +55,21 @@ pub const EXIT_HALTED: u32 = 5;
 const SEGMENT: usize = 24;
 const EXIT_REASON_AT: u64 = 8;
 // include/uapi/linux/kvm.h
-const CREATE_VM: libc::c_ulong = 0xae01;
-const RUN_SIZE: libc::c_ulong = 0xae04;
-const CREATE_VCPU: libc::c_ulong = 0xae41;
-const SET_MEMORY: libc::c_ulong = 0x4020_ae46;
-const RUN: libc::c_ulong = 0xae80;
-const GET_REGISTERS: libc::c_ulong = 0x8090_ae81;
-const SET_REGISTERS: libc::c_ulong = 0x4090_ae82;
-const GET_SYSTEM: libc::c_ulong = 0x8138_ae83;
-const SET_SYSTEM: libc::c_ulong = 0x4138_ae84;
-const GET_SUPPORTED_CPUID: libc::c_ulong = 0xc008_ae05;
-const SET_CPUID: libc::c_ulong = 0x4008_ae90;
+const CREATE_VM: libc::Ioctl = 0xae01;
+const RUN_SIZE: libc::Ioctl = 0xae04;
+const CREATE_VCPU: libc::Ioctl = 0xae41;
+const SET_MEMORY: libc::Ioctl = 0x4020_ae46;
+const RUN: libc::Ioctl = 0xae80;
+const GET_REGISTERS: libc::Ioctl = 0x8090_ae81;
+const SET_REGISTERS: libc::Ioctl = 0x4090_ae82;
+const GET_SYSTEM: libc::Ioctl = 0x8138_ae83;
+const SET_SYSTEM: libc::Ioctl = 0x4138_ae84;
+const GET_SUPPORTED_CPUID: libc::Ioctl = 0xc008_ae05;
+const SET_CPUID: libc::Ioctl = 0x4008_ae90;
 /// Words of 32 bits that `struct kvm_cpuid2` and each of its entries take.
 const CPUID_HEADER: usize = 2;
 const CPUID_ENTRY: usize = 10;
 const CPUID_ENTRIES: usize = 256;
-
-/// An ioctl with a number or a pointer to what the request demands.
-fn control(fd: RawFd, request: libc::c_ulong, argument: usize) -> io::Result<i32> {
-    // SAFETY: the callers pass what the request is for, and keep it until this returns.
-    match unsafe { libc::ioctl(fd, request, argument) } {
-        -1 => Err(io::Error::last_os_error()),
-        value => Ok(value),
-    }
-}
-
-fn owned(fd: i32) -> File {
-    // SAFETY: KVM has just made the descriptor for this process.
-    unsafe { File::from_raw_fd(fd) }
-}
 
 impl System {
     fn put(&mut self, at: usize, bytes: &[u8]) {
@@ -117,19 +103,19 @@ impl Vcpu {
     /// A machine with this memory, its CPU as it is behind a reset.
     pub fn new(slots: &[Slot]) -> Outcome<Vcpu> {
         let kvm = File::options().read(true).write(true).open("/dev/kvm")?;
-        let vm = owned(control(kvm.as_raw_fd(), CREATE_VM, 0).named("KVM_CREATE_VM")?);
+        let vm = ioctl::make(&kvm, CREATE_VM, 0).named("KVM_CREATE_VM")?;
         for (number, slot) in (0u64..).zip(slots) {
             let slot = [number, slot.at, slot.size, slot.address as u64];
-            control(vm.as_raw_fd(), SET_MEMORY, slot.as_ptr() as usize).named("a memory slot")?;
+            ioctl::call(&vm, SET_MEMORY, slot.as_ptr() as usize).named("a memory slot")?;
         }
-        let cpu = owned(control(vm.as_raw_fd(), CREATE_VCPU, 0).named("KVM_CREATE_VCPU")?);
+        let cpu = ioctl::make(&vm, CREATE_VCPU, 0).named("KVM_CREATE_VCPU")?;
         // Without, it has no 64-bit mode.
         let mut cpuid = [0u32; CPUID_HEADER + CPUID_ENTRIES * CPUID_ENTRY];
         cpuid[0] = CPUID_ENTRIES as u32;
         let all = cpuid.as_mut_ptr() as usize;
-        control(kvm.as_raw_fd(), GET_SUPPORTED_CPUID, all).named("KVM_GET_SUPPORTED_CPUID")?;
-        control(cpu.as_raw_fd(), SET_CPUID, all).named("KVM_SET_CPUID2")?;
-        let size = control(kvm.as_raw_fd(), RUN_SIZE, 0)?;
+        ioctl::call(&kvm, GET_SUPPORTED_CPUID, all).named("KVM_GET_SUPPORTED_CPUID")?;
+        ioctl::call(&cpu, SET_CPUID, all).named("KVM_SET_CPUID2")?;
+        let size = ioctl::call(&kvm, RUN_SIZE, 0)?;
         let run = Map::new(size as u64).file(&cpu)?;
         Ok(Vcpu { cpu, run, _vm: vm })
     }
@@ -137,31 +123,30 @@ impl Vcpu {
     /// Changes segments and control registers.
     pub fn change_system(&self, change: impl FnOnce(&mut System)) -> Outcome {
         let mut system = System([0; 312]);
-        let fd = self.cpu.as_raw_fd();
-        control(fd, GET_SYSTEM, system.0.as_mut_ptr() as usize).named("KVM_GET_SREGS")?;
+        ioctl::call(&self.cpu, GET_SYSTEM, system.0.as_mut_ptr() as usize)
+            .named("KVM_GET_SREGS")?;
         change(&mut system);
-        control(fd, SET_SYSTEM, system.0.as_ptr() as usize).named("KVM_SET_SREGS")?;
+        ioctl::call(&self.cpu, SET_SYSTEM, system.0.as_ptr() as usize).named("KVM_SET_SREGS")?;
         Ok(())
     }
 
     /// The general registers.
     pub fn registers(&self) -> Outcome<Registers> {
         let mut registers = Registers::default();
-        let fd = self.cpu.as_raw_fd();
-        control(fd, GET_REGISTERS, registers.as_mut_ptr() as usize).named("KVM_GET_REGS")?;
+        ioctl::call(&self.cpu, GET_REGISTERS, registers.as_mut_ptr() as usize)
+            .named("KVM_GET_REGS")?;
         Ok(registers)
     }
 
     /// Sets them.
     pub fn set_registers(&self, registers: &Registers) -> Outcome {
-        let fd = self.cpu.as_raw_fd();
-        control(fd, SET_REGISTERS, registers.as_ptr() as usize).named("KVM_SET_REGS")?;
+        ioctl::call(&self.cpu, SET_REGISTERS, registers.as_ptr() as usize).named("KVM_SET_REGS")?;
         Ok(())
     }
 
     /// Lets the guest run until KVM comes back.
     pub fn run(&self) -> io::Result<()> {
-        control(self.cpu.as_raw_fd(), RUN, 0).map(drop)
+        ioctl::call(&self.cpu, RUN, 0).map(drop)
     }
 
     /// Why it came back.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::case::{Failure, Named, Outcome};
 use crate::cmdline::patient;
-use crate::{check, module, pci, sysfs};
+use crate::{check, ioctl, module, pci, sysfs};
 
 /// Vendor and device id.
 const IVSHMEM: (u64, u64) = (0x1af4, 0x1110);
@@ -248,10 +248,5 @@ fn region(device: &File, index: u32) -> Outcome<RegionInfo> {
 }
 
 fn call(file: &File, request: libc::Ioctl, argument: libc::c_ulong) -> Outcome<i32> {
-    // SAFETY: the argument is what each request above wants: a number, or the address of a live value of its type.
-    let result = unsafe { libc::ioctl(file.as_raw_fd(), request, argument) };
-    if result < 0 {
-        return Err(std::io::Error::last_os_error()).named(format_args!("VFIO ioctl {request:#x}"));
-    }
-    Ok(result)
+    ioctl::call(file, request, argument as usize).named(format_args!("VFIO ioctl {request:#x}"))
 }

@@ -54,12 +54,12 @@ pub const CASES: &[Case] = &[
 /// Guests, in GiB.
 const SIZES: [u64; 3] = [1, 4, 8];
 /// Bytes of the first one, which does not count, at least.
-const WARM: u64 = 32 * MIB;
+pub(super) const WARM: u64 = 32 * MIB;
 /// Guests that take so many faults are tried several times.
 const FEW_FAULTS: u64 = 4096;
 const TRIES: usize = 5;
 /// Faults of a guest at most: a page each for 1 GiB.
-const MOST_FAULTS: u64 = 1 << 18;
+pub(super) const MOST_FAULTS: u64 = 1 << 18;
 
 fn page_less() -> Outcome {
     in_region(&IN_REGION[..3])?;

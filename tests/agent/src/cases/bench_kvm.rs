@@ -9,6 +9,8 @@ use crate::region::{GIB, KIB, MIB};
 use crate::scrub::Policy;
 use crate::walker::Walker;
 
+use super::bench_guest::{MOST_FAULTS, WARM};
+
 pub const CASES: &[Case] = &[
     Case {
         name: "bench-kvm-region",
@@ -38,10 +40,6 @@ pub const CASES: &[Case] = &[
 ];
 
 const SIZES: [u64; 2] = [GIB, 4 * GIB];
-/// Bytes of the first guest, which does not count, at least.
-const WARM: u64 = 32 * MIB;
-/// Faults beyond which a size is left out: a page each for 1 GiB.
-const MOST_FAULTS: u64 = 1 << 18;
 
 fn warm(peers: &[Peer]) -> Outcome {
     figure::kernel()?;

@@ -534,6 +534,13 @@ fn huge_pages_switched() -> Outcome {
     Ok(())
 }
 
+/// Looks at what a system call has just returned that wanted pages.
+fn unwanted(result: isize, what: &str) -> Outcome {
+    let error = io::Error::last_os_error().raw_os_error();
+    check_eq!((result, error), (-1, Some(libc::EFAULT)), "{what}");
+    Ok(())
+}
+
 fn no_pages() -> Outcome {
     let device = page_less(GIB, &[(0, GIB)])?;
     let mapping = Map::new(GIB).file(&device.open()?)?;
@@ -559,12 +566,7 @@ fn no_pages() -> Outcome {
             iov_len: 4096,
         };
         // vmsplice takes pages, as direct I/O and RDMA do.
-        let spliced = libc::vmsplice(pipe[1], &part, 1, 0);
-        check_eq!(
-            (spliced, io::Error::last_os_error().raw_os_error()),
-            (-1, Some(libc::EFAULT)),
-            "vmsplice"
-        );
+        unwanted(libc::vmsplice(pipe[1], &part, 1, 0), "vmsplice")?;
 
         let mut word = 0u64;
         let local = libc::iovec {
@@ -572,11 +574,7 @@ fn no_pages() -> Outcome {
             iov_len: 8,
         };
         let read = libc::process_vm_readv(libc::getpid(), &local, 1, &part, 1, 0);
-        check_eq!(
-            (read, io::Error::last_os_error().raw_os_error()),
-            (-1, Some(libc::EFAULT)),
-            "process_vm_readv"
-        );
+        unwanted(read, "process_vm_readv")?;
 
         // Of `struct io_uring_params`, all defaults.
         let mut parameters = [0u32; 30];
@@ -590,11 +588,7 @@ fn no_pages() -> Outcome {
             &raw const part,
             1,
         );
-        check_eq!(
-            (registered, io::Error::last_os_error().raw_os_error()),
-            (-1, Some(libc::EFAULT)),
-            "io_uring's registered buffers"
-        );
+        unwanted(registered as isize, "io_uring's registered buffers")?;
         libc::close(ring as libc::c_int);
     }
     Ok(())

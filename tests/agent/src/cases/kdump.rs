@@ -144,10 +144,10 @@ fn dump() -> Outcome<(CoreFile, u64)> {
     };
     let dump = CoreFile::open("/proc/vmcore")?;
     check_eq!(dump.word(own_at)?, HOST_MARK, "the host's word in the dump");
-    let ((), instructions) = count(|| Ok(dump.read_all()?))?;
+    let (size, instructions) = count(|| Ok(dump.read_all()?))?;
     say!(
         "the dump: {} in {} pieces, read in {instructions} instructions",
-        human(dump.size()?),
+        human(size),
         dump.segments.len()
     );
     Ok((dump, guest_at))
