@@ -203,11 +203,12 @@ fn soil(region: &Region) -> Outcome {
 fn progress() -> Outcome {
     need()?;
     let region = Region::first()?;
-    let size = GIB;
+    // Enough to take longer than the tool is looked at meanwhile, even where the VM's memory has been written to before.
+    let size = 5 * GIB;
     soil(&region)?;
 
     let began = Instant::now();
-    done("create vm1 --size 1G --no-wait")?;
+    done("create vm1 --size 5G --no-wait")?;
     let device = check_guest("vm1", size)?;
     check_eq!(
         sysfs::read(device.attribute("dax_dmem/scrub_state"))?,
@@ -246,29 +247,29 @@ fn progress() -> Outcome {
     // Waiting on the way out and on the way in.
     let began = Instant::now();
     let ran = tool("destroy vm1 --wait")?;
-    check_lines(&ran, "1.00 GiB", began.elapsed())?;
+    check_lines(&ran, "5.00 GiB", began.elapsed())?;
     let json = done("list --json")?;
     check!(
         json.contains(&format!("\"free_clean\": {size}")) && json.contains("\"scrubbing\": []"),
         "after destroy --wait list --json shows {json}"
     );
     let began = Instant::now();
-    let ran = tool("create vm1 --size 1G")?;
+    let ran = tool("create vm1 --size 5G")?;
     check_eq!(ran.stderr, "", "what create says of clean memory");
     let clean = began.elapsed();
     done("destroy vm1")?;
     soil(&region)?;
     let began = Instant::now();
-    let ran = tool("create vm1 --size 3G")?;
-    check_lines(&ran, "3.00 GiB", began.elapsed())?;
-    let device = check_guest("vm1", 3 * GIB)?;
+    let ran = tool("create vm1 --size 5G")?;
+    check_lines(&ran, "5.00 GiB", began.elapsed())?;
+    let device = check_guest("vm1", size)?;
     check_eq!(
         sysfs::read(device.attribute("dax_dmem/scrub_state"))?,
         "scrubbed",
         "state after create"
     );
     let dirty = began.elapsed();
-    say!("create took {clean:?} of 1 GiB that was clean, {dirty:?} of 3 GiB that was not");
+    say!("create took {clean:?} of memory that was clean, {dirty:?} of memory that was not");
 
     // In the background, and taken over by the next guest.
     drop(device.open()?);
@@ -288,7 +289,7 @@ fn progress() -> Outcome {
         !json.contains("\"free_scrubbing\": 0") && json.contains("\"free_scrubbing\": "),
         "list --json shows {json}"
     );
-    done("create vm1 --size 1G")?;
+    done("create vm1 --size 5G")?;
     drop(check_guest("vm1", size)?.open()?);
 
     // On a terminal it is a bar, which is gone at the end.
@@ -298,13 +299,13 @@ fn progress() -> Outcome {
         .try_run()?;
     let bars = ran.stderr.matches("vm1: scrubbing [").count();
     check!(
-        bars > 1 && ran.stderr.contains(" % of 1.00 GiB") && ran.stderr.contains("\x1b[2K"),
+        bars > 1 && ran.stderr.contains(" % of 5.00 GiB") && ran.stderr.contains("\x1b[2K"),
         "destroy says on a terminal: {:?}",
         ran.stderr
     );
     let last = ran.stderr.trim_end().rsplit(['\r', '\n']).next();
     check!(
-        last.is_some_and(|line| line.contains("vm1: scrubbed, 1.00 GiB in ")),
+        last.is_some_and(|line| line.contains("vm1: scrubbed, 5.00 GiB in ")),
         "the last line on a terminal is {last:?}"
     );
     Ok(())
