@@ -6,7 +6,7 @@
 //! from changing the bus between two readings, which is why devices are recognised by their [`Identity`].
 //!
 //! Reading all of it takes as many steps as there are devices: a command that makes or changes one reads that one alone,
-//! see [`Device::again`] and [`crate::land`].
+//! see [`Bus::of`], [`Device::again`] and [`crate::land`].
 
 use std::fmt;
 use std::fs;
@@ -138,9 +138,12 @@ impl From<Range> for Extent {
     }
 }
 
+/// Where the kernel has links to all devices.
+pub const DEVICES: &str = "/sys/bus/dax/devices";
+
 /// Whether the bus has devices. libdaxctl takes one that it cannot read for an empty one.
 fn are_there() -> io::Result<bool> {
-    match fs::read_dir("/sys/bus/dax/devices") {
+    match fs::read_dir(DEVICES) {
         Ok(entries) => Ok(!entries.collect::<io::Result<Vec<_>>>()?.is_empty()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
@@ -176,6 +179,24 @@ impl Bus {
             return Err(io::Error::other("libdaxctl finds none of its devices"));
         }
         bus.regions.sort_by_key(|region| region.id);
+        bus.devices.sort_by_key(|device| device.name);
+        Ok(bus)
+    }
+
+    /// Reads these devices, which takes as many steps as they are, and no region. One that is not there is left out.
+    pub fn of(devices: &[DeviceName]) -> io::Result<Bus> {
+        let mut bus = Bus::default();
+        for name in devices {
+            match fs::canonicalize(Path::new(DEVICES).join(name.to_string())) {
+                Ok(path) => {
+                    let region = path.parent();
+                    let device = region.and_then(|region| Device::read(*name, region));
+                    bus.devices.extend(device);
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
         bus.devices.sort_by_key(|device| device.name);
         Ok(bus)
     }

@@ -16,8 +16,9 @@ use crate::error::{Error, Result, VerbError};
 use crate::host;
 use crate::land::Land;
 use crate::mode::Mode;
+use crate::name::{DeviceName, PartName};
 use crate::scrub::Policy;
-use crate::store::State;
+use crate::store::{Record, State};
 use crate::sysfs;
 
 /// How often a device is taken back from device_dax before giving up.
@@ -419,6 +420,17 @@ const CANNOT_READ: &str = "cannot read the dax bus";
 /// Reads the bus.
 pub fn read() -> Result<Bus> {
     Bus::read().map_err(Error::kernel(CANNOT_READ))
+}
+
+/// Reads these devices of the bus.
+pub fn read_these(devices: &[DeviceName]) -> Result<Bus> {
+    Bus::of(devices).map_err(Error::kernel(CANNOT_READ))
+}
+
+/// Reads the devices of a guest.
+pub fn read_parts(parts: &[(PartName, Record)]) -> Result<Bus> {
+    let devices = parts.iter().map(|(_, guest)| guest.device.device);
+    read_these(&devices.collect::<Vec<_>>())
 }
 
 /// Reads what places are chosen by.

@@ -13,13 +13,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::bus::{members, total, Bus, Device, Identity, Range, Region};
+use crate::bus::{members, total, Bus, Device, Identity, Range, Region, DEVICES};
 use crate::name::DeviceName;
 use crate::store::{Record, State};
 use crate::sysfs;
-
-/// Where the kernel has links to all devices.
-const DEVICES: &str = "/sys/bus/dax/devices";
 
 /// All regions, and what is taken of them.
 #[derive(Debug, Default)]

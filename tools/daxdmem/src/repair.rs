@@ -302,7 +302,7 @@ fn destroy_all_rest(store: &mut Store, links: &Links, destroy: &DestroyAll) -> R
             name,
             force: destroy.force,
         };
-        store.update(|state| state.operation = Some(Operation::Destroy(entry.clone())))?;
+        store.begin(Operation::Destroy(entry.clone()))?;
         ended.push(destroy_rest(store, links, &entry)?);
     }
     Ok(ended)
@@ -561,7 +561,7 @@ pub fn destroy_rest(store: &mut Store, links: &Links, destroy: &Destroy) -> Resu
             put_back(&guest.device, kept_align(device))?;
         }
     }
-    store.update(|state| {
+    store.complete(|state| {
         state.guests.remove(&destroy.name);
         state.operation = None;
     })?;

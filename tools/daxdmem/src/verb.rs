@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::Path;
 
 use crate::bus::{Bus, Device, Range};
-use crate::change::read as bus;
+use crate::change::{self, read as bus};
 use crate::driver::Driver;
 use crate::error::{Error, Result, VerbError};
 use crate::kexec;
@@ -172,6 +172,14 @@ fn idle(device: &Device, named: &str) -> Result<()> {
     match repair::may_go(device, &named, false) {
         Err(Error::InUse { target, users }) => Err(VerbError::Busy { target, users }.into()),
         result => result,
+    }
+}
+
+/// The part of the bus that a command names.
+fn bus_of(target: &Target, state: &State) -> Result<Bus> {
+    match target {
+        Target::Device(name) => change::read_these(&[*name]),
+        Target::Guest(name) => change::read_parts(&state.named(name)?),
     }
 }
 

@@ -4,6 +4,7 @@
 //! for memory that the host has given back already, which goes on.
 
 use super::{attach_unless_held, Ended};
+use crate::bus::Device;
 use crate::change;
 use crate::error::Result;
 use crate::host;
@@ -26,13 +27,12 @@ pub fn end(store: &mut Store, change: &ChangeMode) -> Result<Ended> {
 fn settle(change: &ChangeMode) -> Result<Ended> {
     let name = change.device.device;
     let left = |why: String| Ok(Ended::ModeLeft(name, why));
-    let bus = change::read()?;
-    let Some(device) = bus.same(&change.device) else {
+    let Some(device) = Device::again(&change.device) else {
         return left("the device is gone".to_owned());
     };
     let ranges = device.ranges.as_deref().unwrap_or_default();
     let blocks = block_size().map(|size| Blocks::of(ranges, size));
-    let now = Mode::of(device);
+    let now = Mode::of(&device);
     if now == change.to || now == change.from {
         // What was offline comes back, what was added is put to use.
         if let Some(blocks) = blocks.filter(|_| now == Mode::SystemRam) {
@@ -40,7 +40,7 @@ fn settle(change: &ChangeMode) -> Result<Ended> {
         }
         return Ok(Ended::Mode(name, now == change.to));
     }
-    match (now, Users::of(device)) {
+    match (now, Users::of(&device)) {
         (Mode::Unbound, _) | (Mode::Devdax, None) => {}
         (Mode::Devdax, Some(users)) => return left(format!("then it came into use ({users})")),
         (now, _) => return left(format!("then another program made it {now}")),

@@ -12,12 +12,12 @@ use crate::store::{Record, Store};
 
 /// Does what is left to do of it. At every moment a link leads to each device.
 pub fn rest(store: &mut Store, links: &Links, rename: &Rename) -> Result<Ended> {
-    let bus = change::read()?;
     let old = PartName::from(rename.from.clone());
     let parts = store.state().parts(&old);
     let parts: Vec<(PartName, Record)> = parts
         .map(|(part, guest)| (part.clone(), guest.clone()))
         .collect();
+    let bus = change::read_parts(&parts)?;
     let new = |part: &PartName| PartName {
         guest: rename.to.clone(),
         node: part.node,
@@ -30,7 +30,7 @@ pub fn rest(store: &mut Store, links: &Links, rename: &Rename) -> Result<Ended> 
     for (part, _) in &parts {
         links.remove(part)?;
     }
-    store.update(|state| {
+    store.complete(|state| {
         for (part, guest) in parts {
             state.guests.remove(&part);
             state.guests.insert(new(&part), guest);

@@ -2,7 +2,7 @@
 
 //! `daxdmem bind`: makes existing devices page-less.
 
-use super::{begin_giving, bus, need_driver, resolve, warn, warn_of_poison, Named};
+use super::{begin_giving, bus_of, need_driver, resolve, warn, warn_of_poison, Named};
 use crate::bus::Device;
 use crate::change;
 use crate::cli::{BindArgs, SettingsArgs};
@@ -20,7 +20,7 @@ use crate::wait;
 /// Runs it.
 pub fn run(args: &BindArgs, links: &Links) -> Result<()> {
     let mut store = begin_giving("bind", links)?;
-    let now = bus()?;
+    let now = bus_of(&args.target, store.state())?;
     let found = resolve(&args.target, store.state(), &now)?;
     for (device, _) in &found {
         match device.is_page_less() {
@@ -75,7 +75,7 @@ pub fn bind(
         settings,
         before: device.access,
     };
-    store.update(|state| state.operation = Some(Operation::Bind(entry)))?;
+    store.begin(Operation::Bind(entry))?;
     let bound = make(device, &settings).and_then(|()| {
         store.update(|state| {
             if before.is_some() || chosen.is_any() {

@@ -2,8 +2,9 @@
 
 //! `daxdmem destroy`: unmakes a guest's devices and gives their memory back to the region.
 
-use super::{begin, bus};
+use super::begin;
 use crate::bus::total;
+use crate::change;
 use crate::cli::DestroyArgs;
 use crate::driver::Driver;
 use crate::error::{Error, Result};
@@ -39,7 +40,7 @@ pub fn run(args: &DestroyArgs, links: &Links) -> Result<()> {
 /// Destroys the devices that the name stands for; none if one of them may not go.
 pub fn destroy_all(store: &mut Store, links: &Links, name: &PartName, force: bool) -> Result<()> {
     let parts = store.state().named(name)?;
-    let now = bus()?;
+    let now = change::read_parts(&parts)?;
     for (name, guest) in &parts {
         if let Some(device) = now.same(&guest.device).filter(|_| is_there(&now, guest)) {
             may_go(device, name, force)?;
@@ -96,7 +97,7 @@ fn destroy(
         tell(name, guest);
         return Ok(());
     }
-    let now = bus()?;
+    let now = change::read_these(&[guest.device.device])?;
     if now.same(&guest.device).is_none() || !is_there(&now, guest) {
         links.remove(name)?;
         store.update(|state| drop(state.guests.remove(name)))?;
@@ -110,12 +111,12 @@ fn destroy(
         name: name.clone(),
         force,
     };
-    store.update(|state| state.operation = Some(Operation::Destroy(entry.clone())))?;
+    store.begin(Operation::Destroy(entry.clone()))?;
     match destroy_rest(store, links, &entry) {
         Ok(Ended::DestroyDone(_)) => {}
         // Somebody came in between: the first look is repeated for its message.
         Ok(Ended::DestroyUndone(..)) => {
-            let now = bus()?;
+            let now = change::read_these(&[guest.device.device])?;
             let device = now.same(&guest.device).ok_or(Error::UnknownDevice {
                 device: guest.device.device,
             })?;

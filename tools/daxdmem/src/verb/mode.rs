@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use super::{
-    begin_giving, bus, guests_by_links, idle, look, need_driver, one, resolve, tell_of_poison,
+    begin_giving, bus_of, guests_by_links, idle, look, need_driver, one, resolve, tell_of_poison,
     warn, Named,
 };
 use crate::bus::Device;
@@ -47,7 +47,7 @@ pub fn run(args: &ModeArgs, links: &Links) -> Result<()> {
 
 fn change_to(args: &ModeArgs, to: Mode, links: &Links) -> Result<()> {
     let mut store = begin_giving("mode", links)?;
-    let now = bus()?;
+    let now = bus_of(&args.target, store.state())?;
     let (device, name) = one(&args.target, store.state(), &now)?;
     let named = Named(&name, device).to_string();
     let from = Mode::of(device);
@@ -90,7 +90,7 @@ fn change_to(args: &ModeArgs, to: Mode, links: &Links) -> Result<()> {
         settings: settings.unwrap_or_default(),
         host: host::knobs(),
     };
-    store.update(|state| state.operation = Some(Operation::Mode(entry.clone())))?;
+    store.begin(Operation::Mode(entry.clone()))?;
     let step = Step {
         named: &named,
         device,

@@ -2,7 +2,7 @@
 
 //! `daxdmem rename`: gives a guest another name. The device stays as it is, and may be in use.
 
-use super::{begin, bus, remind_of_layout, resolve};
+use super::{begin, bus_of, remind_of_layout, resolve};
 use crate::cli::RenameArgs;
 use crate::error::{Error, Result};
 use crate::journal::{Operation, Rename};
@@ -15,9 +15,10 @@ use crate::terminal::{done, note};
 pub fn run(args: &RenameArgs, links: &Links) -> Result<()> {
     let (old, new) = (&args.old, &args.new);
     let mut store = begin("rename", links)?;
-    let now = bus()?;
-    let (from, to) = (PartName::from(old.clone()), PartName::from(new.clone()));
-    let found = resolve(&Target::Guest(from), store.state(), &now)?;
+    let to = PartName::from(new.clone());
+    let from = Target::Guest(PartName::from(old.clone()));
+    let now = bus_of(&from, store.state())?;
+    let found = resolve(&from, store.state(), &now)?;
     if old == new {
         note(&format!("{old} has that name already"));
         return Ok(());
@@ -38,7 +39,7 @@ pub fn run(args: &RenameArgs, links: &Links) -> Result<()> {
         from: old.clone(),
         to: new.clone(),
     };
-    store.update(|state| state.operation = Some(Operation::Rename(entry.clone())))?;
+    store.begin(Operation::Rename(entry.clone()))?;
     let renamed = rename_rest(&mut store, links, &entry).map(drop);
     renamed.or_else(|error| finish(&mut store, links, error))?;
     for (device, part) in &found {

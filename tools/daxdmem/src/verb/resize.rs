@@ -68,7 +68,7 @@ pub fn run(args: &ResizeArgs, links: &Links) -> Result<()> {
         mode,
         settings,
     };
-    store.update(|state| state.operation = Some(Operation::Resize(entry.clone())))?;
+    store.begin(Operation::Resize(entry.clone()))?;
     make(&mut store, &entry).or_else(|error| finish(&mut store, links, error))?;
     drop(store);
 

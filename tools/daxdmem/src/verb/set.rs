@@ -2,7 +2,7 @@
 
 //! `daxdmem set`: changes what was chosen for devices.
 
-use super::{begin, bus, resolve, warn, Named};
+use super::{begin, bus_of, resolve, warn, Named};
 use crate::bus::Device;
 use crate::cli::SetArgs;
 use crate::error::{Error, Result};
@@ -17,7 +17,7 @@ use crate::terminal::done;
 /// Runs it.
 pub fn run(args: &SetArgs, links: &Links) -> Result<()> {
     let mut store = begin("set", links)?;
-    let now = bus()?;
+    let now = bus_of(&args.target, store.state())?;
     let mut changes = Vec::new();
     for (device, name) in resolve(&args.target, store.state(), &now)? {
         let settings = store.state().settings(name.as_ref(), &device.identity());
@@ -57,7 +57,7 @@ pub fn set_all(
         store.update(|state| state.group = Some(group))?;
     }
     for entry in sets {
-        store.update(|state| state.operation = Some(Operation::Set(entry.clone())))?;
+        store.begin(Operation::Set(entry.clone()))?;
         let set = set_rest(store, &entry).map(drop);
         set.or_else(|error| finish(store, links, error))?;
     }
