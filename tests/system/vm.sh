@@ -58,7 +58,7 @@ vm_start() {
 		-device virtio-serial-pci -chardev "pipe,id=control,path=$RUN/port" \
 		-device virtserialport,name=daxdmem.control,chardev=control \
 		>>"$RUN/qemu.log" 2>&1 </dev/null &
-	VM_PID=$!
+	VM_PID=$! WAITED=0
 	exec {VM_IN}<>"$RUN/port.in" {VM_OUT}<>"$RUN/port.out"
 	BOOT=
 	vm_up "${2:-}"
@@ -83,22 +83,26 @@ PARTIAL=
 # waiting for a processor of the host does not count: a busy host makes it slow,
 # which is no sign of a hang.
 vm_allow() {
-	DEADLINE=$(($1 * PATIENCE + SECONDS - $(vm_waited)))
+	vm_waited
+	DEADLINE=$(($1 * PATIENCE + SECONDS - WAITED))
 	LOOKED=$SECONDS
 }
 
-# vm_waited: seconds that its busiest thread has waited so far.
+# vm_waited: seconds that its busiest thread has waited so far, in WAITED. When
+# QEMU ends, the threads that have waited most go first: they count on.
 vm_waited() {
-	# A thread may end meanwhile.
-	cat "/proc/$VM_PID"/task/*/schedstat 2>/dev/null |
-		awk '$2 > most { most = $2 } END { printf "%d", most / 1e9 }' || true
+	local now
+	now=$(cat "/proc/$VM_PID"/task/*/schedstat 2>/dev/null |
+		awk '$2 > most { most = $2 } END { printf "%d", most / 1e9 }') || true
+	((now <= WAITED)) || WAITED=$now
 }
 
 # vm_overdue: whether the limit has passed; looks once in a second at most.
 vm_overdue() {
 	((SECONDS != LOOKED)) || return
 	LOOKED=$SECONDS
-	((SECONDS - $(vm_waited) >= DEADLINE))
+	vm_waited
+	((SECONDS - WAITED >= DEADLINE))
 }
 
 # vm_last: the last line on the console.
