@@ -156,6 +156,11 @@ fn panic() -> Outcome {
 /// Has a module do for 8 s, inside the kernel, what no driver may do.
 fn stall(how: &str) -> Outcome {
     lower_watchdogs()?;
+    // RCU notices as well, but only now and then, and now and then before the watchdog that is to be tried.
+    sysfs::write(
+        "/sys/module/rcupdate/parameters/rcu_cpu_stall_suppress",
+        "1",
+    )?;
     let file = payload::path("dmem_stall_probe.ko");
     check_eq!(
         errno(module::insert_with(&file, &format!("{how}=8"))),
