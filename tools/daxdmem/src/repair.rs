@@ -5,6 +5,8 @@
 //! Every step here looks at the host first, so it may itself be interrupted anywhere and be run again. A device in use
 //! is not taken away from its users without having been told to; then the operation is ended the other way.
 
+mod create;
+mod destroy;
 mod mode;
 mod rename;
 mod resize;
@@ -15,7 +17,7 @@ use crate::bus::{Bus, Device, Identity, Range};
 use crate::change;
 use crate::driver::{Driver, Quarantine};
 use crate::error::{Error, Result};
-use crate::journal::{Bind, Create, CreateAll, Destroy, DestroyAll, Group, Operation, Set, Survey};
+use crate::journal::{Bind, CreateAll, Destroy, DestroyAll, Group, Operation, Set, Survey};
 use crate::land::Land;
 use crate::link::Links;
 use crate::mode::Mode;
@@ -26,6 +28,8 @@ use crate::store::{Record, State, Store};
 use crate::terminal::note;
 use crate::users::Users;
 
+pub use create::record;
+pub use destroy::rest as destroy_rest;
 pub use mode::end as end_mode;
 pub use rename::rest as rename_rest;
 
@@ -361,7 +365,7 @@ pub fn end(store: &mut Store, links: &Links, operation: &Operation) -> Result<En
             undo_survey(survey)?;
             Ended::SurveyUndone
         }
-        Operation::Create(create) => return undo_create(store, links, create),
+        Operation::Create(create) => return create::undo(store, links, create),
         Operation::Destroy(destroy) => return destroy_rest(store, links, destroy),
         Operation::Bind(bind) => return end_bind(store, bind),
         Operation::Set(set) => return set_rest(store, set),
@@ -428,98 +432,6 @@ fn undo_survey(survey: &Survey) -> Result<()> {
     }
 }
 
-/// Unmakes what there is of a new device, unless somebody uses it already: then it is made a guest's for good.
-fn undo_create(store: &mut Store, links: &Links, create: &Create) -> Result<Ended> {
-    if let Some(identity) = &create.device {
-        change::settle_policy(identity)?;
-    }
-    let device = match &create.device {
-        Some(identity) => Device::again(identity),
-        // Interrupted between adding the device and writing down which: one that is new and has nothing.
-        None => change::newcomer(&create.region, create.newest)?,
-    };
-    let ended = match device {
-        None => Ended::CreateUndone(create.name.clone()),
-        Some(device) => match unmake(&device, create)? {
-            Unmade::Yes => Ended::CreateUndone(create.name.clone()),
-            Unmade::InUse => {
-                record(store, links, create, &device.identity())?;
-                return Ok(Ended::CreateDone(create.name.clone(), device.name));
-            }
-            Unmade::Changed(why) => Ended::LeftAlone(create.name.clone(), device.name, why),
-        },
-    };
-    links.remove(&create.name)?;
-    store.update(|state| state.operation = None)?;
-    Ok(ended)
-}
-
-/// The last steps of making a device: makes it the guest's, by link and in the state.
-pub fn record(store: &mut Store, links: &Links, create: &Create, device: &Identity) -> Result<()> {
-    links.set(&create.name, device.device)?;
-    let guest = Record {
-        device: device.clone(),
-        ranges: create.ranges.clone(),
-        settings: create.settings,
-    };
-    store.complete(|state| {
-        state.devices.remove(&device.device);
-        state.guests.insert(create.name.clone(), guest);
-        state.operation = None;
-        if let Some(whole) = create.whole {
-            state.regions.insert(create.region.clone(), whole);
-        }
-        // A guest of several devices is there with the last of them.
-        let whole = match &state.group {
-            Some(Group::Create(all)) => all.nodes.iter().all(|node| {
-                let name = PartName {
-                    guest: all.guest.clone(),
-                    node: Some(*node),
-                };
-                state.guests.contains_key(&name)
-            }),
-            _ => false,
-        };
-        if whole {
-            state.group = None;
-        }
-    })
-}
-
-enum Unmade {
-    Yes,
-    InUse,
-    Changed(String),
-}
-
-fn unmake(device: &Device, create: &Create) -> Result<Unmade> {
-    let identity = device.identity();
-    let ours = device
-        .ranges
-        .as_ref()
-        .is_some_and(|ranges| create.ranges.starts_with(ranges));
-    if !ours {
-        return Ok(Unmade::Changed(
-            "another program changed its ranges".to_owned(),
-        ));
-    }
-    match device.driver.as_deref() {
-        _ if device.is_vacant() => {}
-        None => {}
-        Some(driver) if device.is_page_less() || driver == "device_dax" => {
-            match Users::of(device) {
-                None => {}
-                Some(_) if device.is_page_less() => return Ok(Unmade::InUse),
-                Some(users) => return Ok(Unmade::Changed(format!("it came into use ({users})"))),
-            }
-        }
-        Some(driver) => return Ok(Unmade::Changed(format!("the driver {driver} took it"))),
-    }
-    change::forget_id(&identity)?;
-    put_back(&identity, create.reused)?;
-    Ok(Unmade::Yes)
-}
-
 /// Takes a device from its driver, its memory from it, and deletes it; one that stays gets the given alignment, and is
 /// root's again.
 fn put_back(identity: &Identity, stays: Option<u64>) -> Result<()> {
@@ -529,43 +441,6 @@ fn put_back(identity: &Identity, stays: Option<u64>) -> Result<()> {
     };
     change::reset_access(identity)?;
     change::set_align(identity, align)
-}
-
-/// Does what is left to do of destroying a guest's device. Undoes it instead when the device is in use, or in some
-/// other way not to be had.
-pub fn destroy_rest(store: &mut Store, links: &Links, destroy: &Destroy) -> Result<Ended> {
-    let Some(guest) = store.state().guests.get(&destroy.name).cloned() else {
-        store.update(|state| state.operation = None)?;
-        return Ok(Ended::DestroyDone(destroy.name.clone()));
-    };
-    links.remove(&destroy.name)?;
-    let mut ended = Ended::DestroyDone(destroy.name.clone());
-    if let Some(device) = &Device::again(&guest.device) {
-        // Once begun there are none; a device in another state than those two is not the one that was to go.
-        let ours = device
-            .ranges
-            .as_ref()
-            .is_some_and(|ranges| ranges.is_empty() || *ranges == guest.ranges);
-        if !ours {
-            let why = "another program changed its ranges".to_owned();
-            ended = Ended::LeftAlone(destroy.name.clone(), device.name, why);
-        } else if let Err(error) = may_go(device, &destroy.name, destroy.force) {
-            links.set(&destroy.name, device.name)?;
-            store.update(|state| state.operation = None)?;
-            return Ok(Ended::DestroyUndone(
-                destroy.name.clone(),
-                error.to_string(),
-            ));
-        } else {
-            change::forget_id(&guest.device)?;
-            put_back(&guest.device, kept_align(device))?;
-        }
-    }
-    store.complete(|state| {
-        state.guests.remove(&destroy.name);
-        state.operation = None;
-    })?;
-    Ok(ended)
 }
 
 /// Whether the device may be taken away from whoever has it.
@@ -591,13 +466,4 @@ pub fn may_go(device: &Device, name: &impl fmt::Display, force: bool) -> Result<
         }),
         _ => Ok(()),
     }
-}
-
-/// Device 0 of a region is never deleted: it gets back the alignment that the region gives new devices.
-fn kept_align(device: &Device) -> Option<u64> {
-    let region = device.path.parent()?.join("dax_region/align");
-    device
-        .name
-        .is_first()
-        .then(|| crate::sysfs::number(&region).unwrap_or(device.align))
 }
