@@ -373,7 +373,7 @@ pub fn end(store: &mut Store, links: &Links, operation: &Operation) -> Result<En
         Operation::Resize(resize) => return resize::end(store, resize),
         Operation::Mode(mode) => return end_mode(store, mode),
     };
-    store.update(|state| state.operation = None)?;
+    store.end()?;
     Ok(ended)
 }
 

@@ -303,8 +303,19 @@ impl Store {
             operation: Some(operation),
             ..Running::of(&self.state)
         };
-        write(&self.dir, RUNNING, &running)?;
+        self.write_running(&running)?;
         running.put_in(&mut self.state);
+        Ok(())
+    }
+
+    /// Writes down that it is over, where nothing that lasts has changed.
+    pub fn end(&mut self) -> Result<()> {
+        let over = Running {
+            operation: None,
+            ..Running::of(&self.state)
+        };
+        self.write_running(&over)?;
+        over.put_in(&mut self.state);
         Ok(())
     }
 
@@ -343,15 +354,20 @@ impl Store {
             }
             return Ok(());
         }
-        if running == Running::of(&self.state) {
-            return Ok(());
-        } else if running == self.written {
-            remove(&self.dir)?;
-        } else {
-            write(&self.dir, RUNNING, &running)?;
-        }
+        self.write_running(&running)?;
         self.state = next;
         Ok(())
+    }
+
+    /// Has the files say that this is running.
+    fn write_running(&self, running: &Running) -> Result<()> {
+        if *running == Running::of(&self.state) {
+            Ok(())
+        } else if *running == self.written {
+            remove(&self.dir)
+        } else {
+            write(&self.dir, RUNNING, running)
+        }
     }
 }
 

@@ -34,7 +34,7 @@ pub fn undo(store: &mut Store, links: &Links, create: &Create) -> Result<Ended> 
         },
     };
     links.remove(&create.name)?;
-    store.update(|state| state.operation = None)?;
+    store.end()?;
     Ok(ended)
 }
 

@@ -14,7 +14,7 @@ use crate::store::Store;
 /// other way not to be had.
 pub fn rest(store: &mut Store, links: &Links, destroy: &Destroy) -> Result<Ended> {
     let Some(guest) = store.state().guests.get(&destroy.name).cloned() else {
-        store.update(|state| state.operation = None)?;
+        store.end()?;
         return Ok(Ended::DestroyDone(destroy.name.clone()));
     };
     links.remove(&destroy.name)?;
@@ -30,7 +30,7 @@ pub fn rest(store: &mut Store, links: &Links, destroy: &Destroy) -> Result<Ended
             ended = Ended::LeftAlone(destroy.name.clone(), device.name, why);
         } else if let Err(error) = may_go(device, &destroy.name, destroy.force) {
             links.set(&destroy.name, device.name)?;
-            store.update(|state| state.operation = None)?;
+            store.end()?;
             return Ok(Ended::DestroyUndone(
                 destroy.name.clone(),
                 error.to_string(),

@@ -20,7 +20,7 @@ pub fn end(store: &mut Store, change: &ChangeMode) -> Result<Ended> {
     change::forget_ids(&change.device)?;
     change::settle_policy(&change.device)?;
     let ended = settle(change)?;
-    store.update(|state| state.operation = None)?;
+    store.end()?;
     Ok(ended)
 }
 

@@ -19,7 +19,7 @@ pub fn end(store: &mut Store, resize: &Resize) -> Result<Ended> {
     change::settle_policy(&resize.device)?;
     let found = bus.same(&resize.device).zip(bus_ranges(&bus, resize));
     let Some((device, has)) = found else {
-        store.update(|state| state.operation = None)?;
+        store.end()?;
         let why = "another program took it away".to_owned();
         return Ok(Ended::LeftAlone(name, resize.device.device, why));
     };
@@ -30,7 +30,7 @@ pub fn end(store: &mut Store, resize: &Resize) -> Result<Ended> {
     };
     if let Some(why) = foreign(device, has, wanted, &bus, resize) {
         let device = device.name;
-        store.update(|state| state.operation = None)?;
+        store.end()?;
         return Ok(Ended::LeftAlone(name, device, why));
     }
     let bound = resize.mode == Mode::of(device);

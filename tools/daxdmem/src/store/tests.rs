@@ -330,14 +330,14 @@ fn what_runs_is_written_by_itself() {
     }
     assert!(text(RUNNING).is_some());
     assert_eq!(text(STATE), before);
-    store.update(|state| state.operation = None).unwrap();
+    store.end().unwrap();
     assert_eq!((text(RUNNING), text(STATE)), (None, before));
     assert!(store.is_idle());
 
     // Killed after the state is written, before the other file is removed: what that says is of the past.
     store.begin(operations().remove(0)).unwrap();
     let stale = text(RUNNING).unwrap();
-    store.update(|state| state.operation = None).unwrap();
+    store.end().unwrap();
     lasting(&mut store, "/two");
     fs::write(dir.path().join(RUNNING), stale).unwrap();
     assert_eq!(Store::peek(dir.path()).unwrap().operation, None);
@@ -356,7 +356,7 @@ fn an_operation_in_the_file_of_old_can_be_ended() {
     fs::write(dir.path().join(STATE), text).unwrap();
     let mut store = Store::lock(dir.path(), || ()).unwrap();
     assert!(!store.is_idle());
-    store.update(|state| state.operation = None).unwrap();
+    store.end().unwrap();
     drop(store);
     assert!(Store::lock(dir.path(), || ()).unwrap().is_idle());
 }

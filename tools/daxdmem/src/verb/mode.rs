@@ -159,7 +159,7 @@ impl Step<'_> {
         if let (Mode::SystemRam, Some(blocks)) = (&entry.to, self.blocks) {
             blocks.online()?;
         }
-        store.update(|state| state.operation = None)
+        store.end()
     }
 
     /// Has the host give all of it back, or as much of it as before.
