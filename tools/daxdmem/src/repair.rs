@@ -208,11 +208,8 @@ fn put_right(store: &mut Store, links: &Links, bus: &Bus) -> Result<Vec<String>>
 
 /// Gives a device's node back the owner and mode that were chosen, and tells if it had others.
 fn put_node_right(bus: &Bus, record: &Record) -> Result<Option<String>> {
-    let there = bus.same(&record.device).filter(|_| is_there(bus, record));
-    let (Some(chosen), Some(found)) = (
-        record.settings.access,
-        there.and_then(|device| device.access),
-    ) else {
+    let found = recorded(bus, record).and_then(|device| device.access);
+    let (Some(chosen), Some(found)) = (record.settings.access, found) else {
         return Ok(None);
     };
     if chosen == found || !change::set_access(&record.device, chosen)? {
@@ -241,10 +238,15 @@ fn attach_unless_held(
     }
 }
 
+/// The device that was recorded, if it is still the one.
+pub fn recorded<'b>(bus: &'b Bus, record: &Record) -> Option<&'b Device> {
+    bus.same(&record.device)
+        .filter(|device| record.is(&record.device, device.ranges.as_deref()))
+}
+
 /// Whether a device is still the one that was recorded.
 pub fn is_there(bus: &Bus, record: &Record) -> bool {
-    bus.same(&record.device)
-        .is_some_and(|device| record.is(&record.device, device.ranges.as_deref()))
+    recorded(bus, record).is_some()
 }
 
 /// Ends what is running, operation and group: undoes it or completes it.

@@ -175,12 +175,14 @@ fn idle(device: &Device, named: &str) -> Result<()> {
     }
 }
 
-/// The part of the bus that a command names.
-fn bus_of(target: &Target, state: &State) -> Result<Bus> {
-    match target {
-        Target::Device(name) => change::read_these(&[*name]),
-        Target::Guest(name) => change::read_parts(&state.named(name)?),
-    }
+/// As [`resolve`], of which nothing else is read.
+fn find(target: &Target, state: &State) -> Result<Vec<(Device, Option<PartName>)>> {
+    let now = match target {
+        Target::Device(name) => change::read_these(&[*name])?,
+        Target::Guest(name) => change::read_parts(&state.named(name)?)?,
+    };
+    let found = resolve(target, state, &now)?.into_iter();
+    Ok(found.map(|(device, name)| (device.clone(), name)).collect())
 }
 
 /// The devices that a command names, each with the name that its guest gives it if it has one.
@@ -197,17 +199,12 @@ fn resolve<'b>(
             Ok(vec![(device, guest_of(device, state, bus))])
         }
         Target::Guest(name) => {
-            let found = |(part, guest): (PartName, Record)| {
-                let device = bus
-                    .same(&guest.device)
-                    .filter(|_| repair::is_there(bus, &guest));
-                match device {
-                    Some(device) => Ok((device, Some(part))),
-                    None => Err(Error::Gone {
-                        name: part,
-                        device: guest.device.device,
-                    }),
-                }
+            let found = |(part, guest): (PartName, Record)| match repair::recorded(bus, &guest) {
+                Some(device) => Ok((device, Some(part))),
+                None => Err(Error::Gone {
+                    name: part,
+                    device: guest.device.device,
+                }),
             };
             state.named(name)?.into_iter().map(found).collect()
         }
@@ -225,9 +222,8 @@ fn remind_of_layout(name: &GuestName) {
     }
 }
 
-/// The one device that a command names; an error where it is one of several.
-fn one<'b>(target: &Target, state: &State, bus: &'b Bus) -> Result<(&'b Device, Option<PartName>)> {
-    let mut found = resolve(target, state, bus)?;
+/// Of the devices that a command names the one; an error where there are several.
+fn one<D>(target: &Target, mut found: Vec<(D, Option<PartName>)>) -> Result<(D, Option<PartName>)> {
     match (found.pop(), found.is_empty()) {
         (Some(last), true) => Ok(last),
         (last, _) => {

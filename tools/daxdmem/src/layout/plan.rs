@@ -14,7 +14,7 @@ use crate::making::Plan;
 use crate::mode::Mode;
 use crate::name::{GuestName, PartName};
 use crate::nodes::Part;
-use crate::repair::is_there;
+use crate::repair::recorded;
 use crate::settings::Settings;
 use crate::size::Size;
 use crate::space::extent_of;
@@ -139,10 +139,8 @@ impl<'a> Present<'a> {
         let name = PartName::from(name.clone());
         let of_guest = state.guests.range(&name..);
         let of_guest = of_guest.take_while(|(part, _)| name.covers(part));
-        let device = |(part, record): (&'a PartName, &'a Record)| {
-            let device = bus.same(&record.device).filter(|_| is_there(bus, record));
-            (part, record, device)
-        };
+        let device =
+            |(part, record): (&'a PartName, &'a Record)| (part, record, recorded(bus, record));
         Present {
             devices: of_guest.map(device).collect(),
         }

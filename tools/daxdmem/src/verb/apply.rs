@@ -11,7 +11,7 @@ use super::bind::bind;
 use super::create::report;
 use super::destroy::destroy_all;
 use super::set::set_all;
-use super::{begin_giving, bus, need_driver, resolve, warn};
+use super::{begin_giving, bus, find, need_driver, warn};
 use crate::bus::{Bus, Identity};
 use crate::cli::layout::ApplyArgs;
 use crate::cli::SettingsArgs;
@@ -225,17 +225,15 @@ impl Run<'_> {
 
     fn change(&mut self, store: &mut Store, links: &Links, guest: &Wanted) -> Result<()> {
         let target = Target::Guest(guest.name.clone().into());
-        let now = bus()?;
         let mut changes = Vec::new();
-        for (device, name) in resolve(&target, store.state(), &now)? {
+        for (device, name) in find(&target, store.state())? {
             let settings = store.state().settings(name.as_ref(), &device.identity());
             if settings != Some(guest.settings) {
                 changes.push((device, name, guest.settings));
             }
         }
         set_all(store, links, &changes)?;
-        let now = bus()?;
-        let unbound = resolve(&target, store.state(), &now)?;
+        let unbound = find(&target, store.state())?;
         for (device, name) in unbound.iter().filter(|(device, _)| device.driver.is_none()) {
             bind(store, links, &SettingsArgs::default(), device, name)?;
             self.bound

@@ -2,7 +2,7 @@
 
 //! `daxdmem bind`: makes existing devices page-less.
 
-use super::{begin_giving, bus_of, need_driver, resolve, warn, warn_of_poison, Named};
+use super::{begin_giving, find, need_driver, warn, warn_of_poison, Named};
 use crate::bus::Device;
 use crate::change;
 use crate::cli::{BindArgs, SettingsArgs};
@@ -20,8 +20,7 @@ use crate::wait;
 /// Runs it.
 pub fn run(args: &BindArgs, links: &Links) -> Result<()> {
     let mut store = begin_giving("bind", links)?;
-    let now = bus_of(&args.target, store.state())?;
-    let found = resolve(&args.target, store.state(), &now)?;
+    let found = find(&args.target, store.state())?;
     for (device, _) in &found {
         match device.is_page_less() {
             true if args.settings.is_any() => {

@@ -3,7 +3,7 @@
 //! `daxdmem destroy`: unmakes a guest's devices and gives their memory back to the region.
 
 use super::begin;
-use crate::bus::total;
+use crate::bus::{total, Device};
 use crate::change;
 use crate::cli::DestroyArgs;
 use crate::driver::Driver;
@@ -12,7 +12,7 @@ use crate::journal::{Destroy, DestroyAll, Group, Operation};
 use crate::link::Links;
 use crate::name::PartName;
 use crate::poison;
-use crate::repair::{destroy_rest, finish, is_there, may_go, Ended};
+use crate::repair::{destroy_rest, finish, may_go, recorded, Ended};
 use crate::size::Size;
 use crate::store::{Record, Store};
 use crate::terminal::{done, note};
@@ -42,7 +42,7 @@ pub fn destroy_all(store: &mut Store, links: &Links, name: &PartName, force: boo
     let parts = store.state().named(name)?;
     let now = change::read_parts(&parts)?;
     for (name, guest) in &parts {
-        if let Some(device) = now.same(&guest.device).filter(|_| is_there(&now, guest)) {
+        if let Some(device) = recorded(&now, guest) {
             may_go(device, name, force)?;
         }
     }
@@ -98,7 +98,7 @@ fn destroy(
         return Ok(());
     }
     let now = change::read_these(&[guest.device.device])?;
-    if now.same(&guest.device).is_none() || !is_there(&now, guest) {
+    if recorded(&now, guest).is_none() {
         links.remove(name)?;
         store.update(|state| drop(state.guests.remove(name)))?;
         done(&format!(
@@ -116,11 +116,10 @@ fn destroy(
         Ok(Ended::DestroyDone(_)) => {}
         // Somebody came in between: the first look is repeated for its message.
         Ok(Ended::DestroyUndone(..)) => {
-            let now = change::read_these(&[guest.device.device])?;
-            let device = now.same(&guest.device).ok_or(Error::UnknownDevice {
+            let device = Device::again(&guest.device).ok_or(Error::UnknownDevice {
                 device: guest.device.device,
             })?;
-            may_go(device, name, force)?;
+            may_go(&device, name, force)?;
             return Err(Error::Disturbed {
                 device: device.name,
                 what: "it was in use for a moment".to_owned(),

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use super::{
-    begin_giving, bus_of, guests_by_links, idle, look, need_driver, one, resolve, tell_of_poison,
+    begin_giving, find, guests_by_links, idle, look, need_driver, one, resolve, tell_of_poison,
     warn, Named,
 };
 use crate::bus::Device;
@@ -47,8 +47,8 @@ pub fn run(args: &ModeArgs, links: &Links) -> Result<()> {
 
 fn change_to(args: &ModeArgs, to: Mode, links: &Links) -> Result<()> {
     let mut store = begin_giving("mode", links)?;
-    let now = bus_of(&args.target, store.state())?;
-    let (device, name) = one(&args.target, store.state(), &now)?;
+    let (device, name) = one(&args.target, find(&args.target, store.state())?)?;
+    let device = &device;
     let named = Named(&name, device).to_string();
     let from = Mode::of(device);
     if device.is_vacant() {

@@ -158,7 +158,7 @@ impl<'b> Scene<'b> {
         let at = match spot {
             Spot::At(at) => *at,
             Spot::In(target, offset) => {
-                let (device, _) = one(target, store.state(), self.bus)?;
+                let (device, _) = one(target, resolve(target, store.state(), self.bus)?)?;
                 let mut left = *offset;
                 let place = device.ranges.iter().flatten().find_map(|range| {
                     let at = (left < range.len).then(|| range.start + left);

@@ -2,7 +2,7 @@
 
 //! `daxdmem rename`: gives a guest another name. The device stays as it is, and may be in use.
 
-use super::{begin, bus_of, remind_of_layout, resolve};
+use super::{begin, find, remind_of_layout};
 use crate::cli::RenameArgs;
 use crate::error::{Error, Result};
 use crate::journal::{Operation, Rename};
@@ -17,8 +17,7 @@ pub fn run(args: &RenameArgs, links: &Links) -> Result<()> {
     let mut store = begin("rename", links)?;
     let to = PartName::from(new.clone());
     let from = Target::Guest(PartName::from(old.clone()));
-    let now = bus_of(&from, store.state())?;
-    let found = resolve(&from, store.state(), &now)?;
+    let found = find(&from, store.state())?;
     if old == new {
         note(&format!("{old} has that name already"));
         return Ok(());

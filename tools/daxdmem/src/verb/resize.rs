@@ -6,7 +6,8 @@
 //! are in memory and in the device.
 
 use super::{
-    begin_giving, bus, idle, need_driver, one, remind_of_layout, warn, warn_of_poison, Named,
+    begin_giving, bus, idle, need_driver, one, remind_of_layout, resolve, warn, warn_of_poison,
+    Named,
 };
 use crate::align::{near, Align};
 use crate::bus::{total, Bus, Device, Leaves, Range};
@@ -32,7 +33,8 @@ use crate::wait;
 pub fn run(args: &ResizeArgs, links: &Links) -> Result<()> {
     let mut store = begin_giving("resize", links)?;
     let now = bus()?;
-    let (device, name) = one(&Target::Guest(args.name.clone()), store.state(), &now)?;
+    let target = Target::Guest(args.name.clone());
+    let (device, name) = one(&target, resolve(&target, store.state(), &now)?)?;
     let named = Named(&name, device).to_string();
     let align = Align::from_bytes(device.align).unwrap_or_else(|| Align::default_for(args.size));
     let grain = align.grain();

@@ -2,7 +2,7 @@
 
 //! `daxdmem set`: changes what was chosen for devices.
 
-use super::{begin, bus_of, resolve, warn, Named};
+use super::{begin, find, warn, Named};
 use crate::bus::Device;
 use crate::cli::SetArgs;
 use crate::error::{Error, Result};
@@ -17,9 +17,8 @@ use crate::terminal::done;
 /// Runs it.
 pub fn run(args: &SetArgs, links: &Links) -> Result<()> {
     let mut store = begin("set", links)?;
-    let now = bus_of(&args.target, store.state())?;
     let mut changes = Vec::new();
-    for (device, name) in resolve(&args.target, store.state(), &now)? {
+    for (device, name) in find(&args.target, store.state())? {
         let settings = store.state().settings(name.as_ref(), &device.identity());
         let settings = settings.unwrap_or_default();
         let settings = settings.with(&args.settings, device.access)?;
@@ -36,14 +35,14 @@ pub fn run(args: &SetArgs, links: &Links) -> Result<()> {
 pub fn set_all(
     store: &mut Store,
     links: &Links,
-    changes: &[(&Device, Option<PartName>, Settings)],
+    changes: &[(Device, Option<PartName>, Settings)],
 ) -> Result<()> {
     if let Some((device, ..)) = changes.iter().find(|(device, ..)| device.is_vacant()) {
         return Err(Error::Vacant {
             device: device.name,
         });
     }
-    let set = |(device, name, settings): &(&Device, Option<PartName>, Settings)| Set {
+    let set = |(device, name, settings): &(Device, Option<PartName>, Settings)| Set {
         device: device.identity(),
         name: name.clone(),
         settings: *settings,

@@ -4,7 +4,7 @@
 //!
 //! Needs no journal: a device's name leaves the driver's list first, and unbinding it is one step.
 
-use super::{begin, bus_of, resolve, Named};
+use super::{begin, find, Named};
 use crate::bus::Device;
 use crate::change;
 use crate::cli::UnbindArgs;
@@ -19,8 +19,7 @@ use crate::wait;
 /// Runs it.
 pub fn run(args: &UnbindArgs, links: &Links) -> Result<()> {
     let store = begin("unbind", links)?;
-    let now = bus_of(&args.target, store.state())?;
-    let found = resolve(&args.target, store.state(), &now)?;
+    let found = find(&args.target, store.state())?;
     for (device, name) in found.iter().filter(|(device, _)| device.driver.is_some()) {
         may_go(device, &Named(name, device), args.force)?;
     }
