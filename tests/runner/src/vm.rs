@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A running first-level VM: its process, console, control port and monitor.
 
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -63,10 +64,8 @@ impl Vm {
             "virtserialport,name=dmem.control,chardev=control",
         ]);
         // QEMU's own complaints belong to the console log.
-        let (console, writer) = UnixStream::pair().map_err(text)?;
-        let writers = [writer.try_clone().map_err(text)?, writer]
-            .map(|stream| Stdio::from(OwnedFd::from(stream)));
-        let [stdout, stderr] = writers;
+        let (console, stdout) = wide_pipe().map_err(text)?;
+        let stderr = stdout.try_clone().map_err(text)?;
         command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
         let descriptors = [
             control_far.as_raw_fd(),
@@ -288,6 +287,27 @@ fn die_with_parent() -> io::Result<()> {
     match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A pipe with room for what a boot prints.
+///
+/// QEMU writes single characters, of which a socket takes 277. It loses some when there is no room, and Linux waits
+/// for each.
+fn wide_pipe() -> io::Result<(File, OwnedFd)> {
+    const ROOM: libc::c_int = 1 << 20;
+    let mut ends = [0; 2];
+    // SAFETY: the call writes two descriptors, which nothing else owns yet.
+    let (reader, writer) = unsafe {
+        if libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        (File::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1]))
+    };
+    // SAFETY: a plain system call on an open descriptor.
+    match unsafe { libc::fcntl(ends[1], libc::F_SETPIPE_SZ, ROOM) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok((reader, writer)),
     }
 }
 
