@@ -21,7 +21,7 @@ pub struct Machine {
     /// CPU model.
     cpu: &'static str,
     /// Virtual CPUs.
-    cpus: u32,
+    pub cpus: u32,
     /// MiB of host memory the cases of this machine may touch.
     pub cost: u64,
     /// Two more disks: the initramfs, and an empty one that survives whatever becomes of the kernel.

@@ -167,7 +167,11 @@ impl Session<'_> {
                 }
                 None => None,
             };
-            if let Some(end) = end.or_else(|| self.overdue(vm)) {
+            if let Some(end) = end {
+                return end;
+            }
+            if let Some(end) = self.overdue(vm) {
+                self.tell_where(vm);
                 return end;
             }
         }
@@ -376,6 +380,24 @@ impl Session<'_> {
             )));
         }
         None
+    }
+
+    /// Says where each CPU is: of a kernel that hangs with interrupts off nothing else is heard.
+    fn tell_where(&self, vm: &mut Vm) {
+        let running = self.running.as_ref();
+        let name = running.map_or(self.machine.name, |running| &running.case.name);
+        for cpu in 0..self.machine.cpus {
+            let (said, is_stuck) = match vm.qmp.monitor("info registers", cpu) {
+                Ok(registers) => (registers, false),
+                Err(error) => (error, true),
+            };
+            let line = said.lines().find(|line| line.starts_with("RIP="));
+            let text = format!("CPU {cpu}: {}", line.unwrap_or(&said));
+            self.context.report.diagnostic(name, &text);
+            if is_stuck {
+                return;
+            }
+        }
     }
 
     fn fail(&mut self, running: &Running, reason: String) {
