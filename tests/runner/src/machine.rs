@@ -460,10 +460,13 @@ impl Machine {
     pub fn command_line(&self) -> String {
         // no_timer_check: a busy host makes the check of the emulated timer fail, and that panics (KVM guests skip
         // it for the same reason).
+        // tsc=nowatchdog: or else a CPU that compares the TSC with another one's may wait for that with interrupts off,
+        // while it waits, as well, to stop the machine and change the clock source. What would end the first wait is a
+        // clock that counts jiffies so early (watchdog_wait_seq(), Linux 7.2 and 7.3), and so it never ends.
         // panic=-1 reboots at once, which ends QEMU under -no-reboot. An Oops does not panic: the log gate sees
         // it, and its text is worth more than an early end.
         let mut line = String::from(
-            "console=ttyS0 no_timer_check panic=-1 dax_hmem.region_idle=1 modprobe.blacklist=kmem",
+            "console=ttyS0 no_timer_check tsc=nowatchdog panic=-1 dax_hmem.region_idle=1 modprobe.blacklist=kmem",
         );
         for (size, at) in self.reserved {
             // The first keeps KASLR out, the second makes it a region: neither is enough alone.
