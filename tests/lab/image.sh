@@ -18,9 +18,10 @@ IMAGE_EXCLUDES=(
 	'usr/bin/*rust*' 'usr/bin/bindgen' 'usr/bin/cargo*' 'usr/bin/clippy*' 'usr/bin/pandoc'
 	'usr/bin/python3*' 'usr/bin/shellcheck' 'usr/bin/x86_64-linux-gnu-*'
 	'usr/lib/modules/*/build' 'usr/lib/modules/*/source'
-	'usr/lib/modules/*/kernel/drivers/gpu' 'usr/lib/modules/*/kernel/drivers/infiniband'
-	'usr/lib/modules/*/kernel/drivers/media' 'usr/lib/modules/*/kernel/drivers/net/ethernet'
-	'usr/lib/modules/*/kernel/drivers/net/wireless' 'usr/lib/modules/*/kernel/sound'
+	'usr/lib/modules/*/kernel/drivers/gpu' 'usr/lib/modules/*/kernel/drivers/infiniband/hw'
+	'usr/lib/modules/*/kernel/drivers/infiniband/ulp' 'usr/lib/modules/*/kernel/drivers/media'
+	'usr/lib/modules/*/kernel/drivers/net/ethernet' 'usr/lib/modules/*/kernel/drivers/net/wireless'
+	'usr/lib/modules/*/kernel/sound'
 )
 
 image_key() {

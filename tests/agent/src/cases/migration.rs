@@ -4,12 +4,13 @@
 use std::time::{Duration, Instant};
 
 use crate::case::{Case, Outcome};
+use crate::command::Command;
 use crate::device::{Device, DAX_DMEM};
 use crate::monitor::{self, Monitor};
 use crate::payload::need_module;
 use crate::region::{Region, MIB};
 use crate::vmm::{self, Guest, Model};
-use crate::{check, check_eq, kvm, mount, say, sysfs};
+use crate::{check, check_eq, kvm, module, mount, say, sysfs};
 
 pub const CASES: &[Case] = &[
     Case {
@@ -19,6 +20,15 @@ pub const CASES: &[Case] = &[
         limit: 240,
         hidden: true,
         run: under_load,
+        ..Case::DEFAULT
+    },
+    Case {
+        name: "migrate-rdma",
+        shows: "QEMU's migration by RDMA works between ordinary memory; from and to page-less memory it fails, and the guest goes on",
+        machine: "nested",
+        limit: 300,
+        hidden: true,
+        run: rdma,
         ..Case::DEFAULT
     },
     Case {
@@ -49,6 +59,9 @@ fn hugetlbfs() -> Vec<String> {
         .into()
 }
 
+/// The same by RDMA: an address of this host's.
+const RDMA: &str = "rdma:10.9.0.2:4444";
+
 /// A QEMU that a guest runs in, or waits to come to.
 struct Place {
     name: &'static str,
@@ -57,12 +70,13 @@ struct Place {
 }
 
 impl Place {
-    fn new(name: &'static str, memory: &[String], waits: bool) -> Outcome<Place> {
+    /// Starts one, where a guest is to come by that channel or, with none, boots.
+    fn new(name: &'static str, memory: &[String], from: Option<&str>) -> Outcome<Place> {
         let path = format!("/run/monitor-{name}");
         let mut arguments = memory.to_vec();
         arguments.extend(monitor::arguments(&path));
-        if waits {
-            arguments.extend(["-incoming", CHANNEL].map(str::to_owned));
+        if let Some(channel) = from {
+            arguments.extend(["-incoming", channel].map(str::to_owned));
         }
         let model = Model {
             parameters: " dmem.hold=1 dmem.write=1",
@@ -76,16 +90,20 @@ impl Place {
     }
 
     /// Sends the guest, while it runs, to another QEMU on that memory; where it is then.
-    fn send(mut self, name: &'static str, memory: &[String]) -> Outcome<Place> {
+    fn send(self, name: &'static str, memory: &[String]) -> Outcome<Place> {
+        self.send_by(CHANNEL, name, memory)
+    }
+
+    fn send_by(mut self, channel: &str, name: &'static str, memory: &[String]) -> Outcome<Place> {
         let before = self.guest.rounds()?;
-        let mut to = Place::new(name, memory, true)?;
+        let mut to = Place::new(name, memory, Some(channel))?;
         // The guest writes about as quickly as memory is copied here: it may stand still for some seconds at the end.
         self.monitor
             .tell("migrate_set_parameter downtime-limit 10000")?;
         self.monitor
             .tell("migrate_set_parameter max-bandwidth 4G")?;
         let begin = Instant::now();
-        self.monitor.tell(&format!("migrate -d {CHANNEL}"))?;
+        self.monitor.tell(&format!("migrate -d {channel}"))?;
         let info = self.monitor.migrated(Duration::from_secs(120))?;
         let figures = info.lines().map(str::trim).filter(|line| {
             [
@@ -127,19 +145,22 @@ impl Place {
 impl Place {
     /// Tries to send the guest by post-copy to page-less memory, as root, whom QEMU does not refuse that at once.
     fn fail_to_send_by_post_copy(&mut self, memory: &[String]) -> Outcome {
-        let mut to = Place::new("post-copy", memory, true)?;
+        let mut to = Place::new("post-copy", memory, Some(CHANNEL))?;
         let set = "migrate_set_capability postcopy-ram on";
         self.monitor.tell(set)?;
         let said = to.monitor.ask(set)?;
         say!("post-copy, asked of QEMU as root: '{said}'");
+        self.fail_to_send(CHANNEL, to).map(drop)
+    }
+
+    /// Tries to send the guest where it cannot go: it goes on here. What its console and both QEMUs say.
+    fn fail_to_send(&mut self, channel: &str, mut to: Place) -> Outcome<String> {
         let before = self.guest.rounds()?;
-        self.monitor.tell(&format!("migrate -d {CHANNEL}"))?;
+        self.monitor.tell(&format!("migrate -d {channel}"))?;
         let failed = self.monitor.migrated(Duration::from_secs(60));
-        say!("post-copy: {failed:?}; {}", to.guest.transcript());
-        check!(
-            failed.is_err(),
-            "a migration by post-copy to page-less memory came to an end"
-        );
+        let said = [self.guest.transcript(), to.guest.transcript()].join("\n");
+        say!("{} -> {}: {failed:?}; {said}", self.name, to.name);
+        check!(failed.is_err(), "a migration to {} came to an end", to.name);
         check_eq!(
             to.guest.wait_end(Duration::from_secs(20))?,
             1,
@@ -155,7 +176,7 @@ impl Place {
             after > before,
             "the guest that was to go has stopped after {before} rounds"
         );
-        Ok(())
+        Ok(said)
     }
 }
 
@@ -184,7 +205,7 @@ fn under_load() -> Outcome {
     let (one, other) = (page_less(0)?, page_less(SIZE)?);
     let (on_one, on_other) = (vmm::device(&one, "2M")?, vmm::device(&other, "2M")?);
 
-    let mut place = Place::new("hugetlbfs", &hugetlbfs(), false)?;
+    let mut place = Place::new("hugetlbfs", &hugetlbfs(), None)?;
     place.guest.report(Duration::from_secs(300))?;
     let place = place.send("one-device", &on_one)?;
     let place = place.send("other-device", &on_other)?;
@@ -203,6 +224,49 @@ fn under_load() -> Outcome {
     Ok(())
 }
 
+fn rdma() -> Outcome {
+    need_module()?;
+    kvm::load()?;
+    // A network of its own, and on it the kernel's RDMA device that needs no hardware (RoCE in software).
+    for name in ["dummy", "rdma_rxe", "rdma_ucm"] {
+        module::load(name)?;
+    }
+    for line in [
+        "ip link set lo up",
+        "ip link add dmem0 type dummy",
+        "ip addr add 10.9.0.2/24 dev dmem0",
+        "ip link set dmem0 up",
+        "rdma link add dmem0 type rxe netdev dmem0",
+    ] {
+        Command::line(line).run()?;
+    }
+    let region = Region::first()?;
+    let device = region.create(2 * MIB, &[(0, SIZE)])?;
+    device.bind(DAX_DMEM)?;
+    let page_less = vmm::device(&device, "2M")?;
+    let ordinary = vmm::ram(SIZE);
+
+    let mut place = Place::new("first", &ordinary, None)?;
+    place.guest.report(Duration::from_secs(300))?;
+    let mut place = place.send_by(RDMA, "second", &ordinary)?;
+    let to = Place::new("page-less", &page_less, Some(RDMA))?;
+    let said = place.fail_to_send(RDMA, to)?;
+    // Memory that no key can be had for could not be registered.
+    check!(said.contains("cannot get rkey"), "QEMU says: {said}");
+    place.guest.power_off()?;
+    drop(place);
+
+    let mut place = Place::new("page-less", &page_less, None)?;
+    place.guest.report(Duration::from_secs(300))?;
+    let to = Place::new("third", &ordinary, Some(RDMA))?;
+    let said = place.fail_to_send(RDMA, to)?;
+    check!(said.contains("cannot get lkey"), "QEMU says: {said}");
+    place.guest.power_off()?;
+    drop(place);
+    Command::line("rdma link delete dmem0").run()?;
+    Command::line("ip link del dmem0").run().map(drop)
+}
+
 fn refusals() -> Outcome {
     need_module()?;
     kvm::load()?;
@@ -214,7 +278,7 @@ fn refusals() -> Outcome {
     // As everybody but root, libvirt's QEMU for one.
     let mut as_user = memory.clone();
     as_user.extend(["-run-with", "user=65534:65534"].map(str::to_owned));
-    let mut to = Place::new("user", &as_user, true)?;
+    let mut to = Place::new("user", &as_user, Some(CHANNEL))?;
     let said = to.monitor.ask("migrate_set_capability postcopy-ram on")?;
     say!("post-copy to page-less memory: {said}");
     check!(
@@ -230,7 +294,7 @@ fn refusals() -> Outcome {
         "QEMU's exit code"
     );
 
-    let mut from = Place::new("from", &memory, false)?;
+    let mut from = Place::new("from", &memory, None)?;
     let said = from
         .monitor
         .ask("migrate_set_capability background-snapshot on")?;
