@@ -9,6 +9,17 @@ use crate::case::{Failure, Outcome};
 use crate::region::KIB;
 use crate::sysfs;
 
+/// Lends memory to the host by what `lend` does, as movable memory whatever the kernel's default is: of other memory
+/// it may not give back what it has used for itself.
+pub fn movable<T>(lend: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
+    const POLICY: &str = "/sys/devices/system/memory/auto_online_blocks";
+    let before = sysfs::read(POLICY)?;
+    sysfs::write(POLICY, "online_movable")?;
+    let lent = lend();
+    sysfs::write(POLICY, before.trim())?;
+    lent
+}
+
 /// /proc/meminfo at one moment.
 #[derive(Debug, Clone)]
 pub struct Meminfo {

@@ -5,7 +5,7 @@ use crate::case::{Case, Outcome};
 use crate::command::{Command, Ran};
 use crate::device::{Device, DAX_DMEM, DEVICE_DAX};
 use crate::mapping::Map;
-use crate::memory::Meminfo;
+use crate::memory::{movable, Meminfo};
 use crate::region::{GIB, MIB};
 use crate::{check, check_eq, module, probe, say};
 
@@ -104,7 +104,7 @@ fn system_ram() -> Outcome {
     check_eq!(fault, Err(libc::SIGBUS), "access after reconfigure-device");
     drop(mapping);
 
-    let lent = daxctl("reconfigure-device -f -m system-ram", &device)?;
+    let lent = movable(|| daxctl("reconfigure-device -f -m system-ram", &device))?;
     check_eq!(
         lent.code,
         Some(0),

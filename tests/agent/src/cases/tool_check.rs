@@ -3,6 +3,7 @@
 
 use crate::case::{Case, Outcome};
 use crate::command::Command;
+use crate::memory::movable;
 use crate::region::{Region, GIB, MIB};
 use crate::{check, check_eq, module, sysfs};
 
@@ -129,7 +130,7 @@ fn system_ram() -> Outcome {
     module::load("kvm-amd")?;
     module::load("kmem")?;
     let device = Region::first()?.create(2 * MIB, &[(0, GIB)])?;
-    device.bind("kmem")?;
+    movable(|| device.bind("kmem"))?;
     let ran = tool("check --quiet")?;
     check_eq!(ran.code, Some(1), "exit code with an error");
     let wanted = format!(

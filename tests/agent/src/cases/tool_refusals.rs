@@ -7,6 +7,7 @@ use crate::child::Child;
 use crate::command::Command;
 use crate::device::{driver_attribute, Device, DAX_DMEM, DEVICE_DAX};
 use crate::mapping::Map;
+use crate::memory::movable;
 use crate::region::{Region, GIB, MIB};
 use crate::{check, check_eq, module, probe, say, sysfs};
 
@@ -249,7 +250,7 @@ fn others_devices() -> Outcome {
     check_guest("vm1", GIB)?;
 
     let lent = region.create(2 * MIB, &[(2 * GIB, GIB)])?;
-    lent.bind("kmem")?;
+    movable(|| lent.bind("kmem"))?;
     let texts = ["is system RAM", "daxdmem mode"];
     refused(&format!("bind {}", lent.name), &texts)?;
     refused(&format!("unbind {}", lent.name), &texts)?;
