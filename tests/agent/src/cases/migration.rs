@@ -49,6 +49,8 @@ const PAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
 
 /// Where one QEMU sends a guest to another.
 const CHANNEL: &str = "unix:/run/migration";
+/// The same by RDMA: an address of this host's.
+const RDMA: &str = "rdma:10.9.0.2:4444";
 
 /// QEMU's arguments for memory of hugetlbfs.
 fn hugetlbfs() -> Vec<String> {
@@ -58,9 +60,6 @@ fn hugetlbfs() -> Vec<String> {
         .map(str::to_owned)
         .into()
 }
-
-/// The same by RDMA: an address of this host's.
-const RDMA: &str = "rdma:10.9.0.2:4444";
 
 /// A QEMU that a guest runs in, or waits to come to.
 struct Place {
